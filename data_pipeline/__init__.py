@@ -1,0 +1,1 @@
+"""Raw data set -> shards and manifest -> batches. Knows nothing of training."""

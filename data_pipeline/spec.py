@@ -1,0 +1,55 @@
+"""DataSpec: which data a job trains on, and how its pictures become batches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """Base of everything a user writes: immutable, finite numbers, no unknown fields; the docstring under a field documents it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class SymmetricCorruption(Spec):
+    """A label becomes any *other* class with probability `rate`, each equally likely."""
+
+    kind: Literal["symmetric"] = "symmetric"
+    rate: float = Field(gt=0, lt=1)
+    """Share of labels to replace, in (0, 1)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the one `numpy.random.RandomState` that draws all labels, in data-set order."""
+
+
+class PairflipCorruption(Spec):
+    """A label becomes the *next* class (the last becomes the first) with probability `rate`."""
+
+    kind: Literal["pairflip"] = "pairflip"
+    rate: float = Field(gt=0, lt=1)
+    """Share of labels to replace, in (0, 1)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the one `numpy.random.RandomState` that draws all labels, in data-set order."""
+
+
+Corruption = Annotated[SymmetricCorruption | PairflipCorruption, Field(discriminator="kind")]
+
+
+class DataSpec(Spec):
+    """The data of a job: a manifest made by `hush data build`, and how its pictures become batches."""
+
+    manifest: str = Field(min_length=1, max_length=4096)
+    """Path of the data set's `manifest.json`."""
+    corruption: Corruption | None = None
+    """Label noise injected into the training split at load, for experiments; the clean label is kept for evaluation only."""
+    image_size: int = Field(default=224, ge=8, le=1024)
+    """Height and width of the model's input, in pixels."""
+    batch_size: int = Field(default=256, ge=1, le=65536)
+    """Examples a step over *all* ranks; must be a multiple of `resources.num_workers`."""
+    augmentation: Literal["crop_flip", "none"] = "crop_flip"
+    """Training pictures: `crop_flip` is a random resized crop and a horizontal flip; `none` resizes only (digits, text)."""
+    num_threads: int = Field(default=2, ge=1, le=128)
+    """Threads a rank that read and decode."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of unreadable examples a job tolerates; each is counted, listed and skipped, and past this share the job fails."""

@@ -1,0 +1,1 @@
+"""Jobs in, results out. Imports no torch."""

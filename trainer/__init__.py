@@ -1,0 +1,1 @@
+"""A JobSpec and batches -> a model and everything known about each example. Runs without the service."""

@@ -1,0 +1,193 @@
+"""JobSpec: the only definition of a job, read by REST, CLI, trainer and tests alike. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.spec import DataSpec, Spec
+
+
+class ModelSpec(Spec):
+    """The network."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50", "small_cnn"] = "resnet50"
+    """torchvision's ResNets, or `small_cnn` (three convolutions) for small pictures such as digits."""
+    weights: str = "none"
+    """`none` (random), `imagenet` (torchvision's, downloaded once), or the path of a state dict saved by `torch.save`."""
+
+    @model_validator(mode="after")
+    def _weights_exist_for_arch(self) -> Self:
+        if self.arch == "small_cnn" and self.weights == "imagenet":
+            raise ValueError("weights 'imagenet' exist for the ResNets only; small_cnn allows 'none' or a path")
+        return self
+
+
+class IVONSpec(Spec):
+    """IVON (Shen et al. 2024): a Gaussian posterior over the weights, learned at the cost of Adam."""
+
+    kind: Literal["ivon"] = "ivon"
+    lr: float = Field(default=0.2, gt=0)
+    """Learning rate. The authors' settings: 0.2 for CIFAR, 2.5 for ImageNet at batch 1024."""
+    ess: float | None = Field(default=None, gt=0)
+    """Effective sample size λ; unset: the number of training examples."""
+    hess_init: float = Field(default=0.5, gt=0)
+    """Initial diagonal Hessian h₀."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of the gradient."""
+    beta2: float = Field(default=0.99999, ge=0, lt=1)
+    """Momentum of the Hessian; for short trainings about 1 - 1/(number of steps)."""
+    weight_decay: float = Field(default=2e-4, ge=0)
+    """Weight decay δ: the prior precision over λ."""
+    num_mc_samples: int = Field(default=1, ge=1, le=64)
+    """Weight samples a step, each with its own forward and backward pass."""
+    antithetic: bool = False
+    """Samples come in pairs m ± σe; `num_mc_samples` must then be even."""
+    clip_radius: float | None = Field(default=None, gt=0)
+    """Each element of the preconditioned update is clipped to ± this; unset: no clipping."""
+    rescale_lr: bool = True
+    """Multiply the learning rate by h₀ + δ, so that it is comparable to SGD's."""
+
+    @model_validator(mode="after")
+    def _antithetic_pairs(self) -> Self:
+        if self.antithetic and self.num_mc_samples % 2:
+            raise ValueError(
+                f"num_mc_samples {self.num_mc_samples} is odd; with antithetic: true samples come in pairs, so it must be even"
+            )
+        return self
+
+
+class SGDSpec(Spec):
+    """Stochastic gradient descent with momentum (torch.optim.SGD)."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    """Learning rate."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """L2 weight decay."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+
+
+MethodSpec = Annotated[IVONSpec | SGDSpec, Field(discriminator="kind")]
+
+
+class HardTarget(Spec):
+    """The given label as it is."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class SmoothedTarget(Spec):
+    """Label smoothing (Szegedy et al. 2016): y' = (1 - rate) y + rate / K."""
+
+    kind: Literal["smoothed"] = "smoothed"
+    rate: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the label spread evenly over all K classes."""
+
+
+TargetSpec = Annotated[HardTarget | SmoothedTarget, Field(discriminator="kind")]
+
+
+class ScheduleSpec(Spec):
+    """How long to train, and how the learning rate moves."""
+
+    epochs: int = Field(default=10, ge=1, le=10_000)
+    """Passes over the training split."""
+    warmup_epochs: float = Field(default=0, ge=0)
+    """Epochs over which the learning rate rises linearly from 0."""
+    decay: Literal["cosine", "step"] = "cosine"
+    """`cosine` to zero, or `step`: a tenth after each of `milestones`."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which `step` divides the learning rate by ten."""
+    max_steps_per_epoch: int | None = Field(default=None, ge=1)
+    """Cut each epoch after this many steps (for trying things out); unset: the whole split."""
+
+    @model_validator(mode="after")
+    def _fits_epochs(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
+        if self.milestones and self.decay != "step":
+            raise ValueError("milestones belong to decay: step")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(
+            not 0 < m < self.epochs for m in self.milestones
+        ):
+            raise ValueError(
+                f"milestones {list(self.milestones)} must rise and lie between 1 and epochs - 1 = {self.epochs - 1}"
+            )
+        return self
+
+
+class LabelNoiseSpec(Spec):
+    """What is recorded of the label noise ε: on which examples, how often, by which estimator."""
+
+    every_epochs: int = Field(default=1, ge=1)
+    """Record after every n-th epoch (and after the last)."""
+    estimator: Literal["exact", "linearised", "both"] = "both"
+    """`exact`: softmax(f_m) - E_q[softmax(f_θ)] (Eq. 16); `linearised`: Eq. 20. They measure different things."""
+    num_mc_samples: int = Field(default=16, ge=2, le=1024)
+    """Weight samples an estimate, drawn in antithetic pairs: even."""
+    num_examples: int | Literal["all"] = 20_000
+    """Tracked examples: a seeded random subset of the training split of this size, or `all`."""
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        if self.num_mc_samples % 2:
+            raise ValueError(
+                f"num_mc_samples {self.num_mc_samples} is odd; samples are drawn in antithetic pairs, so it must be even"
+            )
+        if isinstance(self.num_examples, int) and self.num_examples < 1:
+            raise ValueError(f"num_examples {self.num_examples} must be at least 1, or 'all'")
+        return self
+
+
+class ResourcesSpec(Spec):
+    """What the job asks of the cluster. One worker is one DDP rank."""
+
+    num_workers: int = Field(default=1, ge=1, le=4096)
+    """DDP ranks."""
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    """GPUs a rank: 0 (CPU, gloo) or 1 (NCCL)."""
+    cpus_per_worker: float = Field(default=1, gt=0, le=256)
+    """CPUs a rank, as the cluster's scheduler counts them."""
+
+
+class FaultToleranceSpec(Spec):
+    """What happens when something breaks."""
+
+    max_failures: int = Field(default=3, ge=0, le=100)
+    """Restarts from the last checkpoint before the job is FAILED."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoint inside an epoch every n steps; unset: at the end of each epoch only."""
+
+
+class JobSpec(Spec):
+    """A training job: data, model, method, target, schedule, and what to record."""
+
+    api_version: Literal["hush/v1"] = "hush/v1"
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the job, and of its MLflow run: letters, digits, dot, dash and underscore."""
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    method: MethodSpec = Field(default_factory=IVONSpec)
+    target: TargetSpec = Field(default_factory=HardTarget)
+    schedule: ScheduleSpec = ScheduleSpec()
+    label_noise: LabelNoiseSpec = LabelNoiseSpec()
+    resources: ResourcesSpec = ResourcesSpec()
+    fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: autocast of forward and backward; weights and optimizer stay float32."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seeds weights, order, augmentation and noise: the same spec and world size gives the same run."""
+
+    @model_validator(mode="after")
+    def _batch_splits_over_ranks(self) -> Self:
+        if self.data.batch_size % self.resources.num_workers:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is the global batch and must be a multiple of"
+                f" resources.num_workers {self.resources.num_workers}"
+            )
+        return self
