@@ -1,0 +1,177 @@
+"""The bodies of the REST API, read by the routes that send them and the client that receives them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from service.jobs import JobState, Reason
+from trainer.run_schema import EpochSummary, Progress
+from trainer.spec import JobSpec
+
+
+class View(BaseModel):
+    """Base of what the API answers."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Links(View):
+    """Where to read on."""
+
+    self: str
+    events: str
+    mlflow: str | None = None
+    """The run in the MLflow UI; null until training has begun, or without MLflow."""
+
+
+class JobView(View):
+    """A job as the API shows it."""
+
+    id: str
+    name: str
+    state: JobState
+    reason: Reason
+    """Why it is in this state."""
+    message: str | None = None
+    """More about the reason, for people: of a failure, the last lines of what went wrong."""
+    method: str
+    attempt: int
+    """The newest attempt, from 1."""
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    """First heartbeat of the first attempt."""
+    ended_at: datetime | None = None
+    progress: Progress | None = None
+    spec: JobSpec
+    links: Links
+
+
+class JobPage(View):
+    """A page of jobs, newest first."""
+
+    items: list[JobView]
+    next_cursor: str | None = None
+    """Pass as `cursor` for the next page; null on the last."""
+
+
+class EventView(View):
+    """Something that happened to a job. Ids rise by time, over all jobs."""
+
+    id: int
+    job_id: str
+    attempt: int
+    time: datetime
+    kind: Literal["state", "epoch"]
+    state: JobState
+    """The job's state after the event."""
+    reason: Reason | None = None
+    """Of a state event."""
+    message: str | None = None
+    epoch: EpochSummary | None = None
+    """Of an epoch event: the figures of the epoch that finished."""
+
+
+class EventPage(View):
+    """Events in the order they happened."""
+
+    items: list[EventView]
+    next_after: int | None = None
+    """Pass as `after` for the next page; null when there is none yet."""
+
+
+class MetricPoint(View):
+    """One value of a metric."""
+
+    step: int
+    epoch: int
+    time_ms: int
+    value: float
+
+
+class MetricSeries(View):
+    """The values of one metric, by step."""
+
+    name: str
+    points: list[MetricPoint]
+
+
+class MetricsView(View):
+    """All metrics of a job."""
+
+    series: list[MetricSeries]
+
+
+class ExampleView(View):
+    """A tracked example after an epoch; the columns are trainer.run_schema.EXAMPLE_COLUMNS."""
+
+    example_id: str
+    shard: str
+    given_label: int
+    clean_label: int | None
+    predicted_label: int
+    p_given: float
+    loss: float
+    margin: float
+    entropy: float
+    epsilon_exact: float | None
+    epsilon_exact_given: float | None
+    epsilon_linearised: float | None
+    num_records: int
+    aum: float
+    confidence: float
+    variability: float
+    forgetting_events: int
+    suspicion: float
+    ambiguity: float
+    given_class: str
+    clean_class: str | None
+    predicted_class: str
+
+
+ExampleSort = Literal["suspicion", "ambiguity", "loss", "margin", "entropy", "aum", "confidence", "variability"]
+"""Columns that examples are sorted by, largest first unless `order=asc`."""
+
+
+class ExamplePage(View):
+    """Tracked examples of a job, sorted."""
+
+    epoch: int
+    total: int
+    """Examples that match the filter."""
+    items: list[ExampleView]
+    next_cursor: str | None = None
+
+
+class Health(View):
+    """Liveness or readiness, with each part's state."""
+
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str] = {}
+
+
+class Problem(View):
+    """RFC 9457 problem details: what every error answers, as application/problem+json."""
+
+    type: str
+    """URI of the kind of problem, `about:blank` where the status says it all."""
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldProblem] | None = None
+    """Of a 422: one entry for each field that is wrong."""
+
+
+class FieldProblem(View):
+    """A field of the request that is wrong."""
+
+    field: str
+    """Where, e.g. `method.lr`."""
+    value: str | None
+    """What was sent, shortened."""
+    message: str
+    """What is allowed."""
