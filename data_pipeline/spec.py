@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
-    """Base of everything a user writes: immutable, finite numbers, no unknown fields; the docstring under a field documents it."""
+    """Base of everything a user writes: immutable, finite, no unknown fields; a docstring under a field documents it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -42,14 +42,14 @@ class DataSpec(Spec):
     manifest: str = Field(min_length=1, max_length=4096)
     """Path of the data set's `manifest.json`."""
     corruption: Corruption | None = None
-    """Label noise injected into the training split at load, for experiments; the clean label is kept for evaluation only."""
+    """Label noise injected into the training split at load; the clean label is kept for evaluation only."""
     image_size: int = Field(default=224, ge=8, le=1024)
     """Height and width of the model's input, in pixels."""
     batch_size: int = Field(default=256, ge=1, le=65536)
     """Examples a step over *all* ranks; must be a multiple of `resources.num_workers`."""
     augmentation: Literal["crop_flip", "none"] = "crop_flip"
-    """Training pictures: `crop_flip` is a random resized crop and a horizontal flip; `none` resizes only (digits, text)."""
+    """Training pictures: `crop_flip` is a random resized crop and a horizontal flip; `none` resizes only."""
     num_threads: int = Field(default=2, ge=1, le=128)
     """Threads a rank that read and decode."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unreadable examples a job tolerates; each is counted, listed and skipped, and past this share the job fails."""
+    """Share of unreadable examples that are counted, listed and skipped; past it the job fails."""

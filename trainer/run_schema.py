@@ -1,8 +1,8 @@
 """What a run leaves behind: names of metrics and files, and the shape of each. Imports no torch.
 
-An attempt writes everything into its own folder, which is the truth; MLflow gets a copy for people to look at, replayed from
-the journal, so that MLflow being away loses nothing. The service reads the folder. When attempt n+1 resumes, it first links the
-finished epochs of attempt n into its own folder: the newest attempt's folder is complete by itself.
+An attempt writes everything into its own folder, which is the truth; MLflow gets a copy for people to look at, replayed
+from the journal, so that MLflow being away loses nothing. The service reads the folder. When attempt n+1 resumes, it first
+links the finished epochs of attempt n into its own folder: the newest attempt's folder is complete by itself.
 
     attempt.json                    AttemptContext, written by whoever starts the attempt (mode 0600: it holds a token)
     journal.jsonl                   JournalEntry a line, appended by rank 0
@@ -143,7 +143,7 @@ METRICS = {
     "{split}/ece": "expected calibration error, 15 equal-width bins",
     "label_noise/{estimator}/p{q}": "q-th percentile of ‖ε‖₂ over tracked examples; estimator is exact or linearised",
     "label_noise/{estimator}/mean": "mean of ‖ε‖₂ over tracked examples",
-    "label_noise/suspect_precision_100": "share of the 100 most suspect tracked examples that are mislabelled, where clean labels are known",
+    "label_noise/suspect_precision_100": "share of the 100 most suspect that are mislabelled, by clean labels",
 }
 """Every metric a run logs, with what it means."""
 
@@ -219,7 +219,7 @@ class EvaluationReport(Schema):
     splits: dict[str, Evaluation]
     """`val`, and `test` after the last epoch (and each epoch where there is no val)."""
     noise_transition: tuple[tuple[float, ...], ...] | None = None
-    """noise_transition[i][j]: estimated share of examples predicted i whose given label is j, over the tracked examples."""
+    """noise_transition[i][j]: share of tracked examples predicted i whose given label is j."""
 
 
 EXAMPLE_COLUMNS = {

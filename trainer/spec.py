@@ -15,7 +15,7 @@ class ModelSpec(Spec):
     arch: Literal["resnet18", "resnet34", "resnet50", "small_cnn"] = "resnet50"
     """torchvision's ResNets, or `small_cnn` (three convolutions) for small pictures such as digits."""
     weights: str = "none"
-    """`none` (random), `imagenet` (torchvision's, downloaded once), or the path of a state dict saved by `torch.save`."""
+    """`none` (random), `imagenet` (torchvision's, downloaded once), or the path of a saved state dict."""
 
     @model_validator(mode="after")
     def _weights_exist_for_arch(self) -> Self:
@@ -52,9 +52,7 @@ class IVONSpec(Spec):
     @model_validator(mode="after")
     def _antithetic_pairs(self) -> Self:
         if self.antithetic and self.num_mc_samples % 2:
-            raise ValueError(
-                f"num_mc_samples {self.num_mc_samples} is odd; with antithetic: true samples come in pairs, so it must be even"
-            )
+            raise ValueError(f"num_mc_samples {self.num_mc_samples} is odd; with antithetic: true it must be even")
         return self
 
 
@@ -136,9 +134,7 @@ class LabelNoiseSpec(Spec):
     @model_validator(mode="after")
     def _checks(self) -> Self:
         if self.num_mc_samples % 2:
-            raise ValueError(
-                f"num_mc_samples {self.num_mc_samples} is odd; samples are drawn in antithetic pairs, so it must be even"
-            )
+            raise ValueError(f"num_mc_samples {self.num_mc_samples} is odd; samples come in pairs, so it must be even")
         if isinstance(self.num_examples, int) and self.num_examples < 1:
             raise ValueError(f"num_examples {self.num_examples} must be at least 1, or 'all'")
         return self

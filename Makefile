@@ -1,0 +1,44 @@
+# `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test test-fast check format clean
+
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
+RUN := .venv/bin
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.synced ## Install everything into .venv, exactly as uv.lock says
+
+demo: setup ## Run the main job end to end: digits with 30% wrong labels, two jobs, a table (2-4 minutes)
+	$(RUN)/hush demo
+
+serve: setup ## Start the service on this machine and leave it running until Ctrl-C
+	$(RUN)/hush serve
+
+test: setup ## Run all tests
+	$(RUN)/pytest
+
+test-fast: setup ## Run the tests that need no servers (a minute or two)
+	$(RUN)/pytest -m "not slow"
+
+check: setup ## Lint, format, types, import rules
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+format: setup ## Mend what lint and format can mend
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean: ## Remove what make made here: the environment, caches, demo output
+	rm -rf .venv .tools out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.tools/uv/bin/uv:
+	python3 tools/bootstrap_uv.py .tools/uv
+
+.venv/.synced: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --frozen
+	@touch $@
