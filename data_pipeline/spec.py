@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
-    """Base of everything a user writes: immutable, finite, no unknown fields; a docstring under a field documents it."""
+    """Base of what a user writes: immutable, finite, no unknown fields; a docstring under a field documents it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -2,8 +2,8 @@
 
 Usage: python3 tools/bootstrap_uv.py FOLDER   ->  FOLDER/bin/uv
 
-A system pip may refuse to install globally, and some systems ship python3 without venv, so two ways are tried: a virtual
-environment, then `pip install --target`. Standard library only: this runs before anything is installed.
+A system pip may refuse to install globally, and some systems ship python3 without venv, so two ways are tried: a
+virtual environment, then `pip install --target`. Standard library only: this runs before anything is installed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a run leaves behind: names of metrics and files, and the shape of each. Imports no torch.
 
 An attempt writes everything into its own folder, which is the truth; MLflow gets a copy for people to look at, replayed
-from the journal, so that MLflow being away loses nothing. The service reads the folder. When attempt n+1 resumes, it first
-links the finished epochs of attempt n into its own folder: the newest attempt's folder is complete by itself.
+from the journal, so that MLflow being away loses nothing. The service reads the folder. When attempt n+1 resumes, it
+first links the finished epochs of attempt n into its own folder: the newest attempt's folder is complete by itself.
 
     attempt.json                    AttemptContext, written by whoever starts the attempt (mode 0600: it holds a token)
     journal.jsonl                   JournalEntry a line, appended by rank 0
