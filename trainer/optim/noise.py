@@ -1,0 +1,52 @@
+"""Normal noise as a pure function of a key: a resumed run needs no generator state, and all ranks can draw the same."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stream(IntEnum):
+    """What a draw is for. Draws for different purposes share no noise."""
+
+    TRAINING = 0
+    """A training step's weight sample."""
+    PREDICTION = 1
+    """A weight sample for prediction."""
+    LABEL_NOISE = 2
+    """A direction for the estimators of label noise."""
+
+
+class DrawKey(NamedTuple):
+    """Names one draw of all weights; with a parameter's index it names that parameter's noise."""
+
+    seed: int
+    stream: Stream
+    step: int
+    """Optimizer step, epoch or running number: what the stream counts."""
+    sample: int
+    """MC sample (or antithetic pair) within the step."""
+
+
+NoiseSource = Callable[[Tensor, DrawKey, int], Tensor]
+"""(parameter, draw, index of the parameter) -> e ~ N(0, I) of the parameter's shape, layout, dtype and device."""
+
+
+def seeded_normal(parameter: Tensor, draw: DrawKey, index: int) -> Tensor:
+    """e ~ N(0, I), shaped and laid out like `parameter`: the same for the same key, whatever was drawn before.
+
+    The key is hashed to 64 bits, of which torch's CPU generator takes 32: there, two keys share their noise with
+    probability 2⁻³². Noise fills the memory in its own order, so that channels_last weights cost no slow strided fill.
+    """
+    packed = struct.pack("<5q", *draw, index)
+    generator = torch.Generator(parameter.device)
+    generator.manual_seed(int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little"))
+    layout = torch.empty_like(parameter, requires_grad=False)  # dense, strides preserved
+    flat = torch.empty(parameter.numel(), dtype=parameter.dtype, device=parameter.device).normal_(generator=generator)
+    return flat.as_strided(layout.size(), layout.stride())

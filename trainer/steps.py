@@ -1,0 +1,95 @@
+"""One training step for each method, all of one signature, so that the loop knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer.optim.ivon import IVON
+from trainer.spec import IVONSpec, MethodSpec, SGDSpec
+from trainer.targets import Target
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step works on."""
+
+    model: nn.Module
+    """The model, wrapped in DDP when there are several ranks."""
+    optimizer: Optimizer
+    target: Target
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """A fresh context for each forward pass: bf16 autocast, or nothing."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step saw, detached."""
+
+    loss: Tensor
+    """Scalar: Σ weights_B · loss_B, the mean over MC samples."""
+    logits_BC: Tensor
+    """The mean over MC samples: a training prediction for free, not that of the posterior mean."""
+
+
+StepFunction = Callable[[Learner, Tensor, Tensor, Tensor], StepOutput]
+"""(learner, images_BCHW, labels_B, weights_B) -> StepOutput, with the optimizer moved one step.
+
+weights_B makes the loss: Σ weights_B · loss_B. Padding weighs 0, and the rest so that DDP's mean over ranks is the mean
+over the global batch.
+"""
+
+
+def step_for(method: MethodSpec) -> StepFunction:
+    """The training step of a method."""
+    match method:
+        case IVONSpec():
+            return ivon_step
+        case SGDSpec():
+            return gradient_step
+        case _:
+            assert_never(method)
+
+
+def gradient_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """One gradient, one step: SGD, and whatever else needs no more."""
+    learner.optimizer.zero_grad()
+    output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    learner.optimizer.step()
+    return output
+
+
+def ivon_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """A forward and backward pass at each MC sample of the weights, then IVON's step.
+
+    Under DDP each sample's backward averages its gradient over ranks. Averaging once, after the last sample, would do
+    for ḡ = mean(ĝ) but not for mean(ε⊙ĝ): it needs each sample's ĝ of the whole batch, beside the noise of that sample.
+    """
+    optimizer = learner.optimizer
+    assert isinstance(optimizer, IVON)
+    outputs = []
+    for _ in range(optimizer.mc_samples):
+        optimizer.zero_grad()
+        with optimizer.sampled_params(train=True):
+            outputs.append(_forward_backward(learner, images_BCHW, labels_B, weights_B))
+    optimizer.step()
+    if len(outputs) == 1:
+        return outputs[0]
+    return StepOutput(
+        loss=torch.stack([output.loss for output in outputs]).mean(),
+        logits_BC=torch.stack([output.logits_BC for output in outputs]).mean(dim=0),
+    )
+
+
+def _forward_backward(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    with learner.autocast():
+        logits_BC = learner.model(images_BCHW)
+    loss = (weights_B * learner.target(logits_BC, labels_B)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+    return StepOutput(loss=loss.detach(), logits_BC=logits_BC.detach())
