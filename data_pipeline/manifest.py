@@ -1,0 +1,210 @@
+"""Manifest: which shards a data set has, what they hold, and their checksums.
+
+`manifest.json` stands beside the shards, names them by relative path and is written last: without it a folder is no
+data set. It bears no time, host or absolute path, so that building twice gives equal bytes and an equal
+digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from data_pipeline.spec import Corruption
+
+MANIFEST_FILE = "manifest.json"
+
+
+def _inside_the_folder(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise ValueError(f"path {path!r} must be relative and stay inside the data set's folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside_the_folder)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """Base of what stands in the manifest: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FileEntry(Record):
+    """One file of the data set."""
+
+    path: RelativePath
+    """Relative to the manifest, with forward slashes."""
+    size_bytes: Count
+    sha256: Sha256
+
+
+class Shard(FileEntry):
+    """One tar file, and the index file that says where each example lies in it."""
+
+    num_examples: Count
+    index: FileEntry
+
+
+class Split(Record):
+    """One split: train, val or test."""
+
+    num_examples: Count
+    num_listed: Count
+    """Examples the source lists; those that are not in the shards stand in `skipped`."""
+    class_counts: tuple[int, ...]
+    """Examples by given label."""
+    num_clean_labels: Count
+    """Examples whose clean label is known."""
+    shards: tuple[Shard, ...]
+
+
+class SkippedExample(Record):
+    """An example that the source lists and that could not be read at build."""
+
+    example_id: str
+    split: str
+    ordinal: Count
+    """Position in the source's order of the split. Noise is drawn for it too: a lost file shifts no other label."""
+    label: Count
+    """Label in the source, before injected noise."""
+    reason: str
+
+
+class Recipe(Record):
+    """What the build was asked for: another recipe is another data set."""
+
+    source: str
+    listing_sha256: Sha256
+    """Over ids, splits and labels of all examples in the source's order."""
+    seed: Count
+    """Seed of the order of the examples in the shards."""
+    shard_size: int = Field(ge=1)
+    """Most examples a shard."""
+    corruption: Corruption | None
+    """Label noise injected into the training split at build."""
+
+
+class Manifest(Record):
+    """A built data set. Read one with `Manifest.load`."""
+
+    format: Literal["hush-shards/1"] = "hush-shards/1"
+    name: str = Field(min_length=1, max_length=200)
+    classes: tuple[str, ...] = Field(min_length=2)
+    """Class names in label order."""
+    splits: dict[str, Split]
+    skipped: tuple[SkippedExample, ...] = ()
+    recipe: Recipe
+    _root: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        for name, split in self.splits.items():
+            skipped = sum(example.split == name for example in self.skipped)
+            in_shards = sum(shard.num_examples for shard in split.shards)
+            if not split.num_examples == in_shards == sum(split.class_counts) == split.num_listed - skipped:
+                raise ValueError(
+                    f"split {name!r}: num_examples {split.num_examples}, its shards {in_shards}, its class_counts"
+                    f" {sum(split.class_counts)} and num_listed less skipped {split.num_listed - skipped} must be equal"
+                )
+            if len(split.class_counts) != len(self.classes):
+                raise ValueError(
+                    f"split {name!r}: class_counts has {len(split.class_counts)} entries, classes {len(self.classes)}"
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read `manifest.json`; a ValueError says in one line what is wrong with it."""
+        file = Path(path)
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise ValueError(f"manifest {str(path)!r}: there is no such file; `hush data build` makes one") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"manifest {str(path)!r} cannot be read: {error}") from None
+        try:
+            manifest = cls.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(f"manifest {str(path)!r} is no data set manifest: {where}: {first['msg']}") from None
+        return manifest.at(file.parent)
+
+    def at(self, root: Path) -> Manifest:
+        """The same manifest, its shards lying in `root`."""
+        copy = self.model_copy()
+        copy._root = root.absolute()
+        return copy
+
+    @property
+    def root(self) -> Path:
+        """Folder that the shards' paths are relative to."""
+        return self._root
+
+    def to_bytes(self) -> bytes:
+        """The content of `manifest.json`."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of `manifest.json`: through the shards' checksums it names every byte of the data set."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json` into the folder, atomically."""
+        temporary = folder / f".{MANIFEST_FILE}.part"
+        with temporary.open("wb") as file:
+            file.write(self.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST_FILE)
+        sync_folder(folder)
+
+    def split(self, name: str) -> Split:
+        """The split of this name; a ValueError names those there are."""
+        if name not in self.splits:
+            raise ValueError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def verify(self) -> list[str]:
+        """Read every file of the data set; one line for each that is missing or differs from the manifest."""
+        shards = [shard for split in self.splits.values() for shard in split.shards]
+        files: list[FileEntry] = [entry for shard in shards for entry in (shard, shard.index)]
+        return [problem for entry in files if (problem := _problem(self._root, entry))]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _problem(root: Path, entry: FileEntry) -> str | None:
+    path = root / entry.path
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            return f"{entry.path}: {size_bytes} bytes, the manifest says {entry.size_bytes}"
+        if file_sha256(path) != entry.sha256:
+            return f"{entry.path}: its content differs from the manifest's sha256"
+    except OSError as error:
+        return f"{entry.path}: {error.strerror}"
+    return None

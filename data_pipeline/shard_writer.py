@@ -1,0 +1,113 @@
+"""One shard: a plain ustar file that stock `webdataset` reads, and the index of what lies where in it.
+
+Per sample, in this order: `<id>.<suffix>` the image's bytes untouched, `<id>.cls` the given label as text, `<id>.json`
+with both labels and the ordinal. mtime, uid and gid are 0: equal examples give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import xxhash
+
+from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
+from data_pipeline.manifest import FileEntry, Shard
+from data_pipeline.sources.base import SourceExample
+
+SHARD_SUFFIX = ".tar"
+INDEX_SUFFIX = ".index.arrow"
+
+
+class ShardWriter:
+    """Writes `<name>.tar` and `<name>.index.arrow` into a folder; `finish` syncs both to disk."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._file = (folder / f"{name}{SHARD_SUFFIX}").open("wb")
+        self._sha256 = hashlib.sha256()
+        self._size_bytes = 0
+        self._columns: dict[str, list[str | int]] = {column: [] for column in INDEX_SCHEMA.names}
+
+    def __len__(self) -> int:
+        return len(self._columns["example_id"])
+
+    def add(self, example: SourceExample, ordinal: int, data: bytes, shape: tuple[int, int]) -> None:
+        """Append a sample; `shape` is (height, width)."""
+        labels = {"clean_label": example.clean_label, "given_label": example.given_label, "ordinal": ordinal}
+        offset = self._member(f"{example.example_id}.{example.suffix}", data)
+        self._member(f"{example.example_id}.cls", str(example.given_label).encode())
+        self._member(f"{example.example_id}.json", json.dumps(labels).encode())
+        clean_label = UNKNOWN_LABEL if example.clean_label is None else example.clean_label
+        checksum = xxhash.xxh3_64_intdigest(data)
+        row: tuple[str | int, ...] = (
+            example.example_id,
+            example.suffix,
+            offset,
+            len(data),
+            checksum,
+            *shape,
+            ordinal,
+            example.given_label,
+            clean_label,
+        )
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
+
+    def finish(self) -> Shard:
+        """End the tar, write the index, and describe both."""
+        self._write(bytes(-(self._size_bytes + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
+        _sync_and_close(self._file)
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+            writer.write_table(pa.table(self._columns, schema=INDEX_SCHEMA))
+        content = sink.getvalue()
+        index = FileEntry(
+            path=f"{self._name}{INDEX_SUFFIX}", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+        )
+        file = (self._folder / index.path).open("wb")
+        file.write(content)
+        _sync_and_close(file)
+        return Shard(
+            path=f"{self._name}{SHARD_SUFFIX}",
+            size_bytes=self._size_bytes,
+            sha256=self._sha256.hexdigest(),
+            num_examples=len(self),
+            index=index,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _member(self, name: str, data: bytes) -> int:
+        """Append a file; the offset of its first byte."""
+        header = tarfile.TarInfo(name)
+        header.size = len(data)
+        self._write(header.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        offset = self._size_bytes
+        self._write(data)
+        self._write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._size_bytes += len(data)
+
+
+def _sync_and_close(file: io.BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()

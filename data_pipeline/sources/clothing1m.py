@@ -1,0 +1,183 @@
+"""Clothing1M's own layout (Xiao et al. 2015), from a folder or from an uncompressed tar of it.
+
+    category_names_eng.txt          class names, one a line, in label order
+    noisy_label_kv.txt, clean_label_kv.txt                     `<key> <label>` a line
+    noisy_train_key_list.txt, clean_{train,val,test}_key_list.txt   a key a line: `images/<0-9>/<00-99>/<id>.jpg`
+
+train: the noisy training keys, less every key that is in val or test; given label = noisy label; clean label if known.
+val, test: the clean keys; given label = clean label. Keys of clean_train that are not noisy training keys are not used.
+The original has 1,000,000 noisy training keys, 14,313 for val, 10,526 for test.
+
+example_id: the key without `images/` and suffix, its slashes as dashes and dots as underscores:
+`images/8/47/c6fd5889.jpg` -> `8-47-c6fd5889`.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Protocol, Self
+
+from data_pipeline.sources.base import SourceExample, SplitName
+
+CLASSES_FILE = "category_names_eng.txt"
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+
+
+class _Files(Protocol):
+    """A folder's files by their path inside it; OSError for one that cannot be read."""
+
+    def read(self, path: str) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Clothing1M:
+    """A data set in Clothing1M's layout; the lists are read at once, the pictures as they are asked for."""
+
+    def __init__(self, path: str | Path, name: str = "clothing1m") -> None:
+        self.name = name
+        self._path = Path(path)
+        self._files = _open_files(self._path)
+        try:
+            self._read_lists()
+        except BaseException:
+            self._files.close()
+            raise
+
+    def _read_lists(self) -> None:
+        self.classes = tuple(self._lines(CLASSES_FILE))
+        self._noisy_labels = self._labels("noisy_label_kv.txt")
+        self._clean_labels = self._labels("clean_label_kv.txt")
+        self._keys: dict[SplitName, list[str]] = {
+            "train": self._lines("noisy_train_key_list.txt"),
+            "val": self._lines("clean_val_key_list.txt"),
+            "test": self._lines("clean_test_key_list.txt"),
+        }
+        held_out = {*self._keys["val"], *self._keys["test"]}
+        num_listed = len(self._keys["train"])
+        self._keys["train"] = [key for key in self._keys["train"] if key not in held_out]
+        num_removed = num_listed - len(self._keys["train"])
+        self.notes = (
+            f"{num_removed:,} of {num_listed:,} noisy training keys are in val or test too and were left out",
+        )
+
+    def examples(self) -> Iterator[SourceExample]:
+        """train, val, test; within each in the order of the key list."""
+        for split, keys in self._keys.items():
+            for key in keys:
+                clean_label = self._clean_labels.get(key)
+                given_label = self._noisy_labels.get(key) if split == "train" else clean_label
+                if given_label is None:
+                    file = "noisy_label_kv.txt" if split == "train" else "clean_label_kv.txt"
+                    raise ValueError(f"{self._path}: key {key!r} of split {split!r} has no label in {file}")
+                example_id, suffix = example_id_of(key)
+                yield SourceExample(example_id, key, suffix, split, given_label, clean_label)
+
+    def read(self, example: SourceExample) -> bytes:
+        """The image file."""
+        return self._files.read(example.key)
+
+    def close(self) -> None:
+        """Close the tar."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lines(self, file: str) -> list[str]:
+        try:
+            text = self._files.read(file).decode("utf-8")
+        except OSError as error:
+            raise ValueError(f"{self._path} is not in Clothing1M's layout: {file}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._path}: {file} is not UTF-8 text: {error}") from None
+        return [stripped for line in text.splitlines() if (stripped := line.strip())]
+
+    def _labels(self, file: str) -> dict[str, int]:
+        labels: dict[str, int] = {}
+        for number, line in enumerate(self._lines(file), start=1):
+            key, _, label = line.rpartition(" ")
+            if not key or not label.isdecimal() or int(label) >= len(self.classes):
+                raise ValueError(
+                    f"{self._path}: {file}, entry {number}: {line!r} must be `<key> <label>`,"
+                    f" labels 0 to {len(self.classes) - 1}"
+                )
+            labels[key.strip()] = int(label)
+        return labels
+
+
+def example_id_of(key: str) -> tuple[str, str]:
+    """(example_id, suffix) of a key."""
+    path = PurePosixPath(key)
+    suffix = path.suffix[1:].lower()
+    if path.parts[:1] != ("images",) or len(path.parts) < 2 or ".." in path.parts or suffix not in _IMAGE_SUFFIXES:
+        raise ValueError(f"key {key!r} must be a path below images/ that ends in .{', .'.join(_IMAGE_SUFFIXES)}")
+    stem = str(PurePosixPath(*path.parts[1:]).with_suffix(""))
+    return stem.replace("/", "-").replace(".", "_"), suffix
+
+
+def _open_files(path: Path) -> _Files:
+    if path.is_dir():
+        return _FolderFiles(path)
+    if path.is_file():
+        return _TarFiles(path)
+    raise ValueError(f"{path}: there is no such folder or tar file")
+
+
+class _FolderFiles:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, path: str) -> bytes:
+        return (self._root / path).read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+class _TarFiles:
+    """Files of a tar, below the folder that holds the class names: one pass over the headers, then reads by offset."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        try:
+            self._members = self._index(path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _index(self, path: Path) -> dict[str, tuple[int, int]]:
+        places: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # documented, not in the stubs: frees 1 KB a file
+                    if member.isreg():
+                        places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is no uncompressed tar file: {error}") from None
+        roots = [name.removesuffix(CLASSES_FILE) for name in places if PurePosixPath(name).name == CLASSES_FILE]
+        if len(roots) != 1:
+            raise ValueError(f"{path} must hold one {CLASSES_FILE}; it holds {len(roots)}")
+        return {name.removeprefix(roots[0]): place for name, place in places.items() if name.startswith(roots[0])}
+
+    def read(self, path: str) -> bytes:
+        if path not in self._members:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        offset, size = self._members[path]
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise OSError(5, "The tar file ends inside it", path)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
