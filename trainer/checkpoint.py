@@ -1,0 +1,69 @@
+"""Checkpoints: all that the next step depends on, in one file whose name holds the sha256 of its content.
+
+A file appears under its name by one rename, after its bytes are on the disk; one that was torn anyway (a full disk, a
+copy cut short) does not match its name and is passed over for the one before. Only tensors and plain values are unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from trainer.atomic_file import publish, sha256_of, write_aside
+from trainer.run_schema import CHECKPOINTS_DIR
+
+NUM_KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run between two steps. The mappings hold tensors, numbers, text, and lists and dicts of those."""
+
+    data_digest: str
+    """Digest of the manifest that was trained on."""
+    epoch: int
+    """The epoch under way, from 1; one past the last when all are done."""
+    batch: int
+    """Batches done of that epoch."""
+    step: int
+    """Optimizer steps done since the job began."""
+    journal_bytes: int
+    """Length of journal.jsonl: what the journal holds beyond was written after this checkpoint."""
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """The per-example record."""
+    meters: Mapping[str, Any]
+    """Sums of the epoch under way."""
+
+
+def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint into the run's folder and delete all but the newest NUM_KEPT."""
+    folder = run_dir / CHECKPOINTS_DIR
+    stem = f"step_{checkpoint.step:09d}_epoch_{checkpoint.epoch:04d}"
+    content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
+    aside = write_aside(folder / stem, lambda path: torch.save(content, path))
+    path = folder / f"{stem}.{sha256_of(aside)}.pt"
+    publish(aside, path)
+    for old in _newest_first([run_dir])[NUM_KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_newest_good(run_dirs: Iterable[Path]) -> tuple[Checkpoint, Path] | None:
+    """The newest checkpoint in these folders whose content matches its name, and the run folder that holds it."""
+    for path in _newest_first(run_dirs):
+        if path.suffixes[-2:] == [f".{sha256_of(path)}", ".pt"]:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            return Checkpoint(**cast("dict[str, Any]", content)), path.parent.parent
+    return None
+
+
+def _newest_first(run_dirs: Iterable[Path]) -> list[Path]:
+    """By step, then epoch; of equal ones, that of the folder named first comes first."""
+    paths = [path for run_dir in run_dirs for path in (run_dir / CHECKPOINTS_DIR).glob("step_*.pt")]
+    return sorted(paths, key=lambda path: path.name.split(".")[0], reverse=True)
