@@ -14,7 +14,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +150,11 @@ def _write(
     skipped: list[SkippedExample] = []
     for name, items in listed.items():
         order = plan.permutation(f"{recipe.source}/{name}", recipe.seed, 0, len(items)).tolist()
-        writer = _SplitWriter(source, staging, name, recipe.shard_size)
-        for num_done, place in enumerate(order, start=1):
-            writer.add(items[place])
-            on_progress(Progress(name, num_done, len(items)))
-        splits[name] = writer.finish()
+        with closing(_SplitWriter(source, staging, name, recipe.shard_size)) as writer:
+            for num_done, place in enumerate(order, start=1):
+                writer.add(items[place])
+                on_progress(Progress(name, num_done, len(items)))
+            splits[name] = writer.finish()
         skipped += sorted(writer.skipped, key=lambda example: example.ordinal)
     return Manifest(name=source.name, classes=source.classes, splits=splits, skipped=tuple(skipped), recipe=recipe)
 
@@ -214,10 +214,14 @@ class _SplitWriter:
             shards=tuple(self._shards),
         )
 
+    def close(self) -> None:
+        """Leave an unfinished shard as it is."""
+        if self._shard is not None:
+            self._shard.close()
+
     def _end_shard(self) -> None:
         if self._shard is not None:
-            with self._shard as shard:
-                self._shards.append(shard.finish())
+            self._shards.append(self._shard.finish())
             self._shard = None
 
 

@@ -91,7 +91,11 @@ def open_split(manifest: Manifest, split: str, corruption: Corruption | None = N
     """Read the split's index files; `corruption` injects label noise into the training split."""
     entry = manifest.split(split)
     tables = [_read_index(manifest.root, shard) for shard in entry.shards]
-    rows = pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table()
+    # Copied out of the map: writable (torch warns of arrays that are not), and safe if the files are replaced.
+    rows = {
+        name: column.to_numpy().copy()
+        for name, column in zip(INDEX_SCHEMA.names, pa.concat_tables(tables), strict=True)
+    }
     table = ExampleTable(
         digest=manifest.digest,
         split=split,
@@ -99,16 +103,16 @@ def open_split(manifest: Manifest, split: str, corruption: Corruption | None = N
         shard_names=tuple(shard.path for shard in entry.shards),
         shard_paths=tuple(manifest.root / shard.path for shard in entry.shards),
         shard_indices=np.repeat(np.arange(len(tables), dtype=np.int32), [shard.num_examples for shard in entry.shards]),
-        example_ids=rows["example_id"].to_numpy(),
-        suffixes=rows["suffix"].to_numpy(),
-        offsets=rows["offset"].to_numpy(),
-        lengths=rows["length"].to_numpy(),
-        checksums=rows["xxh3"].to_numpy(),
-        heights=rows["height"].to_numpy(),
-        widths=rows["width"].to_numpy(),
-        ordinals=rows["ordinal"].to_numpy(),
-        given_labels=rows["given_label"].to_numpy(),
-        clean_labels=rows["clean_label"].to_numpy(),
+        example_ids=rows["example_id"],
+        suffixes=rows["suffix"],
+        offsets=rows["offset"],
+        lengths=rows["length"],
+        checksums=rows["xxh3"],
+        heights=rows["height"],
+        widths=rows["width"],
+        ordinals=rows["ordinal"],
+        given_labels=rows["given_label"],
+        clean_labels=rows["clean_label"],
     )
     return table if corruption is None else _corrupted(table, manifest, corruption)
 

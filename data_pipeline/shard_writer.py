@@ -12,8 +12,6 @@ import json
 import os
 import tarfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pyarrow as pa
 import xxhash
@@ -83,12 +81,8 @@ class ShardWriter:
             index=index,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the tar, finished or not."""
         self._file.close()
 
     def _member(self, name: str, data: bytes) -> int:

@@ -1,0 +1,270 @@
+"""Shards, index and manifest: complete, reproducible, readable by others, never half there."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from sample_data import build_clothing, build_digits, make_tar
+
+from data_pipeline.build import BuildOptions, build
+from data_pipeline.examples import open_split
+from data_pipeline.label_corruption import corrupt
+from data_pipeline.manifest import Manifest
+from data_pipeline.reader import ShardReader
+from data_pipeline.sources.base import SourceExample
+from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
+from data_pipeline.sources.digits import Digits
+from data_pipeline.spec import PairflipCorruption, SymmetricCorruption
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def read_all(table) -> dict[str, bytes]:
+    reader = ShardReader(table)
+    try:
+        return {table.example_ids[row]: reader.read(row) for row in range(len(table))}
+    finally:
+        reader.close()
+
+
+def test_every_image_is_byte_equal_and_every_label_is_there(built_clothing):
+    made, manifest = built_clothing
+    held_out = {*made.val, *made.test}
+    expected = {"train": [key for key in made.train if key not in held_out], "val": made.val, "test": made.test}
+    for split, keys in expected.items():
+        table = open_split(manifest, split)
+        assert read_all(table) == {example_id_of(key)[0]: made.image(key).read_bytes() for key in keys}
+        in_order = table.select(np.argsort(table.ordinals))
+        assert in_order.example_ids.tolist() == [example_id_of(key)[0] for key in keys]
+        given = made.noisy if split == "train" else made.clean
+        assert in_order.given_labels.tolist() == [given[key] for key in keys]
+        assert in_order.clean_labels.tolist() == [made.clean.get(key, -1) for key in keys]
+        assert manifest.splits[split].num_clean_labels == int((table.clean_labels >= 0).sum())
+        assert manifest.splits[split].class_counts == tuple(np.bincount(table.given_labels, minlength=3).tolist())
+
+
+def test_examples_are_in_a_seeded_random_order(built_clothing, clothing, tmp_path):
+    ordinals = open_split(built_clothing[1], "train").ordinals.tolist()
+    other = open_split(build_clothing(clothing, tmp_path / "other", BuildOptions(seed=1, shard_size=8)), "train")
+    assert sorted(ordinals) == sorted(other.ordinals.tolist()) == list(range(20))
+    assert ordinals != list(range(20))
+    assert ordinals != other.ordinals.tolist()
+
+
+def test_stock_webdataset_reads_the_shards(built_clothing):
+    made, manifest = built_clothing
+    table = open_split(manifest, "train")
+    urls = [str(path) for path in table.shard_paths]
+    assert len(urls) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves each shard to the garbage collector
+        raw = list(webdataset.WebDataset(urls, shardshuffle=False))
+        samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        gc.collect()
+    assert [sample["__key__"] for sample in samples] == table.example_ids.tolist()
+    assert [sample["cls"] for sample in samples] == table.given_labels.tolist()
+    images = {example_id_of(key)[0]: made.image(key).read_bytes() for key in made.train}
+    for row, (sample, undecoded) in enumerate(zip(samples, raw, strict=True)):
+        assert undecoded["jpg"] == images[sample["__key__"]]
+        assert sample["json"] == {
+            "given_label": table.given_labels[row],
+            "clean_label": None if table.clean_labels[row] < 0 else table.clean_labels[row],
+            "ordinal": table.ordinals[row],
+        }
+
+
+def test_shards_are_plain_ustar_without_dates_and_owners(built_clothing):
+    for path in built_clothing[1].root.glob("*.tar"):
+        assert path.read_bytes()[257:265] == b"ustar\x0000"
+        assert path.stat().st_size % 10240 == 0
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+                assert member.name.count(".") == 1
+
+
+def test_width_and_height_are_those_of_the_picture(built_clothing):
+    table = open_split(built_clothing[1], "val")
+    numbers = [int(example_id.rsplit(",")[0].rsplit("-")[-1]) for example_id in table.example_ids]
+    assert table.heights.tolist() == [100 + number for number in numbers]
+    assert table.widths.tolist() == [140 - number for number in numbers]
+
+
+def test_building_twice_gives_the_same_bytes(clothing, tmp_path):
+    tar = make_tar(clothing.root, tmp_path / "clothing.tar")
+    for source, out in ((clothing.root, "a"), (clothing.root, "b"), (tar, "c")):
+        with Clothing1M(source) as opened:
+            build(opened, tmp_path / out, BuildOptions(shard_size=8))
+    assert content_of(tmp_path / "a") == content_of(tmp_path / "b") == content_of(tmp_path / "c")
+    assert not (tmp_path / "a" / ".building").exists()
+
+
+def test_building_into_the_same_folder_again_changes_nothing(clothing, tmp_path):
+    out = tmp_path / "out"
+    build_clothing(clothing, out)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.*")}
+    with Clothing1M(clothing.root) as source:
+        result = build(source, out, BuildOptions(shard_size=8))
+    assert not result.is_new
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_building_again_repairs_a_damaged_shard(clothing, tmp_path):
+    manifest = build_clothing(clothing, tmp_path / "out")
+    (tmp_path / "out" / "val-000000.tar").write_bytes(b"damaged")
+    assert manifest.verify()
+    assert build_clothing(clothing, tmp_path / "out").verify() == []
+
+
+def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
+    out = tmp_path / "out"
+    build_digits(out)
+    before = content_of(out)
+    with pytest.raises(ValueError, match="holds another build of data set 'digits'; choose another folder, or --force"):
+        build_clothing(clothing, out)
+    assert content_of(out) == before
+    with Clothing1M(clothing.root) as source:
+        manifest = build(source, out, BuildOptions(force=True)).manifest
+    assert manifest.verify() == []
+    assert {path.name for path in out.glob("*.tar")} == {"train-000000.tar", "val-000000.tar", "test-000000.tar"}
+
+
+def test_changed_pictures_under_unchanged_lists_are_another_data_set(clothing, tmp_path):
+    before = build_clothing(clothing, tmp_path / "out")
+    clothing.image(clothing.val[0]).write_bytes(clothing.image(clothing.val[3]).read_bytes())
+    with pytest.raises(ValueError, match="holds another build"):
+        build_clothing(clothing, tmp_path / "out")
+    assert before.verify() == []
+    replaced = build_clothing(clothing, tmp_path / "out", BuildOptions(shard_size=8, force=True))
+    assert replaced.verify() == []
+    assert replaced.digest != before.digest
+
+
+def test_a_broken_manifest_is_only_replaced_by_force(clothing, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="no data set manifest"):
+        build_clothing(clothing, out)
+    assert build_clothing(clothing, out, BuildOptions(force=True)).verify() == []
+
+
+def test_missing_and_unreadable_pictures_are_listed(clothing, tmp_path):
+    missing, garbage, empty = clothing.train[1], clothing.train[9], clothing.val[0]
+    clothing.image(missing).unlink()
+    clothing.image(garbage).write_bytes(b"<html>404</html>")
+    clothing.image(empty).write_bytes(b"")
+    manifest = build_clothing(clothing, tmp_path / "out")
+    assert {(example.example_id, example.split, example.reason) for example in manifest.skipped} == {
+        (example_id_of(missing)[0], "train", "No such file or directory"),
+        (example_id_of(garbage)[0], "train", "not a known image format (16 bytes)"),
+        (example_id_of(empty)[0], "val", "not a known image format (0 bytes)"),
+    }
+    assert (manifest.splits["train"].num_examples, manifest.splits["train"].num_listed) == (18, 20)
+    assert len(open_split(manifest, "val")) == 4
+
+
+def test_a_split_without_readable_pictures_is_refused(clothing, tmp_path):
+    for key in clothing.test:
+        clothing.image(key).unlink()
+    with pytest.raises(ValueError, match="split 'test' of 'clothing1m': none of its 6 pictures can be read; the first: "):
+        build_clothing(clothing, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_noise_at_build_equals_noise_at_load_even_if_pictures_are_lost(clothing, tmp_path):
+    corruption = SymmetricCorruption(rate=0.5, seed=3)
+    whole = open_split(build_clothing(clothing, tmp_path / "whole"), "train", corruption)
+    clothing.image(clothing.train[2]).unlink()
+    plain = build_clothing(clothing, tmp_path / "plain")
+    noisy = build_clothing(clothing, tmp_path / "noisy", BuildOptions(shard_size=8, corruption=corruption))
+    at_load, at_build = open_split(plain, "train", corruption), open_split(noisy, "train")
+    by_id = dict(zip(whole.example_ids, whole.given_labels, strict=True))
+    for table in (at_load, at_build):
+        assert len(table) == 19
+        assert all(by_id[i] == label for i, label in zip(table.example_ids, table.given_labels, strict=True))
+    assert open_split(noisy, "val").given_labels.tolist() == open_split(plain, "val").given_labels.tolist()
+    with pytest.raises(ValueError, match="was built with 'symmetric' noise already"):
+        open_split(noisy, "train", corruption)
+    with pytest.raises(ValueError, match="corruption is for the split 'train'"):
+        open_split(plain, "val", corruption)
+
+
+def test_digits_are_the_real_scans_and_keep_their_clean_labels(tmp_path):
+    corruption = PairflipCorruption(rate=0.3, seed=0)
+    manifest = build_digits(tmp_path, BuildOptions(corruption=corruption))
+    assert {name: split.num_examples for name, split in manifest.splits.items()} == {"train": 1297, "val": 200, "test": 300}
+    train = open_split(manifest, "train")
+    in_order = train.select(np.argsort(train.ordinals))
+    assert in_order.given_labels.tolist() == corrupt(in_order.clean_labels, 10, corruption).tolist()
+    assert 0.25 < (train.given_labels != train.clean_labels).mean() < 0.35
+    ids = [example_id for split in manifest.splits for example_id in open_split(manifest, split).example_ids]
+    assert sorted(ids) == [f"digit-{number:04d}" for number in range(1797)]
+
+
+@pytest.mark.parametrize("example_id", ["", "a.b", "a/b", "ä", "x" * 81, "a b"])
+def test_ids_that_would_not_survive_a_tar_or_a_url_are_refused(tmp_path, example_id):
+    class Renamed(Digits):
+        def examples(self):
+            yield SourceExample(example_id, "0", "png", "train", 0, 0)
+
+    with pytest.raises(ValueError, match="must be 1 to 80 letters"):
+        build(Renamed(), tmp_path, BuildOptions())
+
+
+def test_two_examples_of_one_id_are_refused(tmp_path):
+    class Twice(Digits):
+        def examples(self):
+            yield from [SourceExample("same", "0", "png", "train", 0, 0)] * 2
+
+    with pytest.raises(ValueError, match="'same' stands for more than one example"):
+        build(Twice(), tmp_path, BuildOptions())
+
+
+def test_a_killed_build_leaves_no_manifest_and_the_next_one_succeeds(tmp_path):
+    code = f"""
+import os, pathlib
+from data_pipeline.build import BuildOptions, build
+from data_pipeline.sources.digits import Digits
+def die(progress):
+    if progress.split == "val":
+        os.kill(os.getpid(), 9)
+build(Digits(), pathlib.Path({str(tmp_path)!r}), BuildOptions(), die)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -9
+    assert (tmp_path / ".building" / "train-000000.tar").exists()
+    assert not (tmp_path / "manifest.json").exists()
+    assert build_digits(tmp_path).verify() == []
+    assert not (tmp_path / ".building").exists()
+
+
+def test_a_folder_is_built_by_one_process_at_a_time(tmp_path):
+    def build_inside(_):
+        with pytest.raises(ValueError, match="is being built by another process"):
+            build_digits(tmp_path)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(Digits(), tmp_path, BuildOptions(), build_inside)
+    assert not (tmp_path / ".building").exists()
+
+
+def test_manifest_on_disk_has_no_absolute_path_or_time(built_clothing):
+    manifest = built_clothing[1]
+    text = (manifest.root / "manifest.json").read_text()
+    assert str(manifest.root) not in text
+    assert Manifest.load(manifest.root / "manifest.json").to_bytes() == text.encode()
+    assert list(json.loads(text)) == ["format", "name", "classes", "splits", "skipped", "recipe"]

@@ -1,0 +1,95 @@
+"""manifest.json: what is refused, what its digest covers, and that damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.manifest import Manifest
+
+
+def copy_of(manifest: Manifest, folder: Path) -> Path:
+    shutil.copytree(manifest.root, folder)
+    return folder / "manifest.json"
+
+
+def test_load_gives_back_what_was_saved(digits):
+    loaded = Manifest.load(digits.root / "manifest.json")
+    assert loaded.to_bytes() == digits.to_bytes() == (digits.root / "manifest.json").read_bytes()
+    assert loaded.digest == digits.digest
+    assert loaded.root == digits.root
+    assert loaded.classes == tuple("0123456789")
+
+
+def test_moving_a_data_set_keeps_its_digest(digits, tmp_path):
+    moved = Manifest.load(copy_of(digits, tmp_path / "elsewhere"))
+    assert moved.digest == digits.digest
+    assert moved.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no data set manifest"),
+        (b"{}", "is no data set manifest: name: Field required"),
+        (b"\xff\x00", "is no data set manifest"),
+    ],
+)
+def test_broken_manifest_is_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Manifest.load(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_manifest_names_the_path(tmp_path):
+    with pytest.raises(ValueError, match=r"no/manifest\.json.*no such file"):
+        Manifest.load(tmp_path / "no" / "manifest.json")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Manifest.load(tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Manifest.load("nul\0byte")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other.tar", "a/../../b.tar", ""])
+def test_shards_outside_the_folder_are_refused(digits, tmp_path, path):
+    content = json.loads(digits.to_bytes())
+    content["splits"]["train"]["shards"][0]["path"] = path
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must be relative and stay inside"):
+        Manifest.load(file)
+
+
+def test_counts_that_disagree_are_refused(digits, tmp_path):
+    content = json.loads(digits.to_bytes())
+    content["splits"]["val"]["num_examples"] += 1
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="split 'val': num_examples 201"):
+        Manifest.load(file)
+
+
+def test_unknown_split_names_those_there_are(digits):
+    with pytest.raises(ValueError, match="'dev' is not in data set 'digits'; it has train, val, test"):
+        digits.split("dev")
+
+
+def test_verify_finds_a_changed_byte_a_cut_and_a_missing_file(digits, tmp_path):
+    manifest = Manifest.load(copy_of(digits, tmp_path / "damaged"))
+    changed, cut, gone = (manifest.root / name for name in ("train-000001.tar", "train-000002.tar", "val-000000.index.arrow"))
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    gone.unlink()
+    problems = manifest.verify()
+    assert [problem.split(":")[0] for problem in problems] == [changed.name, cut.name, gone.name]
+    assert "sha256" in problems[0]
+    assert "bytes, the manifest says" in problems[1]
+    assert "No such file" in problems[2]
