@@ -5,8 +5,8 @@ linearised  ε_i = (diag p_i - p_i p_iᵀ) J_m(x_i) (σ⊙e), p_i = softmax(f_m(
 
 Both come from the same antithetic passes θ± = m ± σe: p(m) - mean((p₊+p₋)/2) estimates the first without its
 first-order error, and (p₊-p₋)/2 is the second, for the draw e, up to O(σ³). Of the second, squares are averaged over
-draws: E‖ε‖² is tr(J Σ Jᵀ) seen through the softmax; E‖ε‖ is nothing of the kind. ε says that an example is ambiguous: it
-doesn't contain y.
+draws: E‖ε‖² is tr(J Σ Jᵀ) seen through the softmax; E‖ε‖ is nothing of the kind. ε says that an example is ambiguous:
+it doesn't contain y.
 """
 
 from __future__ import annotations
