@@ -106,30 +106,33 @@ class MetricsView(View):
 
 
 class ExampleView(View):
-    """A tracked example after an epoch; the columns are trainer.run_schema.EXAMPLE_COLUMNS."""
+    """A tracked example after an epoch; the columns are trainer.run_schema.EXAMPLE_COLUMNS.
+
+    Figures of this epoch are null where the epoch could not read the example.
+    """
 
     example_id: str
     shard: str
     given_label: int
     clean_label: int | None
-    predicted_label: int
-    p_given: float
-    loss: float
-    margin: float
-    entropy: float
+    predicted_label: int | None
+    p_given: float | None
+    loss: float | None
+    margin: float | None
+    entropy: float | None
     epsilon_exact: float | None
     epsilon_exact_given: float | None
     epsilon_linearised: float | None
     num_records: int
-    aum: float
-    confidence: float
-    variability: float
+    aum: float | None
+    confidence: float | None
+    variability: float | None
     forgetting_events: int
-    suspicion: float
-    ambiguity: float
+    suspicion: float | None
+    ambiguity: float | None
     given_class: str
     clean_class: str | None
-    predicted_class: str
+    predicted_class: str | None
 
 
 ExampleSort = Literal["suspicion", "ambiguity", "loss", "margin", "entropy", "aum", "confidence", "variability"]

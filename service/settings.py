@@ -1,0 +1,85 @@
+"""Settings: where the service keeps its data and whom it talks to. Read once, by whoever starts the service."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All settings of the service; each is also read from the environment, e.g. `HUSH_DATABASE_URL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HUSH_", frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    home: Path = Path("~/.hush")
+    """Folder of everything that has no place of its own."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the database; unset: SQLite, `<home>/hush.db`."""
+    storage: Path | None = None
+    """Folder of all attempts, on a disk that the service and every worker share; unset: `<home>/storage`."""
+    public_url: str = "http://127.0.0.1:8000"
+    """Address of this service as the workers reach it, without a slash at the end."""
+    ray_address: str = "http://127.0.0.1:8265"
+    """Address of Ray's dashboard, which serves the Ray Jobs API."""
+    mlflow_uri: str | None = None
+    """Address of the MLflow tracking server; unset: runs are not copied to MLflow."""
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] | None = None
+    """Folders a job may read data and weights from, separated by `:` in the environment; symlinks are followed before
+    the comparison. Unset: the service's home, the user's home, and the folder the service was started in."""
+    python: Path = Path(sys.executable)
+    """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """Requests with a larger body are refused."""
+    reconcile_interval_s: float = Field(default=0.5, gt=0)
+    """Seconds between two looks at the cluster, when nothing asks for an earlier one."""
+    cancel_grace_s: float = Field(default=10, ge=0)
+    """Seconds a job that was asked to stop has for its last checkpoint before its driver is killed."""
+    lost_after_s: float = Field(default=60, gt=0)
+    """While Ray cannot be asked, an attempt that is silent for this many seconds is given up."""
+    linger_s: float = Field(default=60, gt=0)
+    """Seconds a driver may live on after its result is complete before it is killed."""
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("storage", mode="after")
+    @classmethod
+    def _absolute_storage(cls, storage: Path | None) -> Path | None:
+        return None if storage is None else storage.expanduser().absolute()
+
+    @field_validator("allowed_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, roots: object) -> object:
+        return tuple(filter(None, roots.split(os.pathsep))) if isinstance(roots, str) else roots
+
+    @field_validator("public_url", "ray_address", "mlflow_uri", mode="after")
+    @classmethod
+    def _url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not an address; it must start with http:// or https://")
+        return None if url is None else url.rstrip("/")
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite:///{self.home / 'hush.db'}"
+
+    @property
+    def storage_dir(self) -> Path:
+        """Folder of all attempts."""
+        return self.storage or self.home / "storage"
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Folders a job may read from, with symlinks resolved."""
+        roots = self.allowed_roots or (self.home, Path.home(), Path.cwd())
+        return tuple(dict.fromkeys(root.expanduser().resolve() for root in roots))
