@@ -256,7 +256,7 @@ class IVON(Optimizer):
         self._num_skipped, self._num_skipped_since = counters["num_skipped"], None
         self._samples = _Samples()
         for parameter, state in self.state.items():  # perhaps saved on another device, or in another memory format
-            state["step"] = state["step"].to(parameter.device)
+            state["step"] = state["step"].to(parameter.device, copy=True)  # torch shares it with the state dict
             for name in ("momentum", "hess"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])
 
