@@ -1,7 +1,8 @@
 """Checkpoints: all that the next step depends on, in one file whose name holds the sha256 of its content.
 
 A file appears under its name by one rename, after its bytes are on the disk; one that was torn anyway (a full disk, a
-copy cut short) does not match its name and is passed over for the one before. Only tensors and plain values are unpickled.
+copy cut short) does not match its name and is passed over for the one before. Nothing but tensors and plain values is
+unpickled.
 """
 
 from __future__ import annotations
@@ -54,13 +55,19 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def load_newest_good(run_dirs: Iterable[Path]) -> tuple[Checkpoint, Path] | None:
-    """The newest checkpoint in these folders whose content matches its name, and the run folder that holds it."""
-    for path in _newest_first(run_dirs):
-        if path.suffixes[-2:] == [f".{sha256_of(path)}", ".pt"]:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            return Checkpoint(**cast("dict[str, Any]", content)), path.parent.parent
-    return None
+def newest_good(run_dirs: Iterable[Path]) -> Path | None:
+    """The newest checkpoint in these run folders whose content matches its name."""
+    return next((path for path in _newest_first(run_dirs) if path.name.endswith(f".{sha256_of(path)}.pt")), None)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint, its tensors on the CPU."""
+    return Checkpoint(**cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True)))
+
+
+def run_dir_of(path: Path) -> Path:
+    """The run folder that a checkpoint lies in."""
+    return path.parent.parent
 
 
 def _newest_first(run_dirs: Iterable[Path]) -> list[Path]:

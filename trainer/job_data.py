@@ -41,7 +41,7 @@ class JobData:
 
 @contextmanager
 def open_data(spec: JobSpec, ranks: Ranks) -> Iterator[JobData]:
-    """Open what the manifest lists; ValueError if it lists no training examples or the batch does not split over the ranks."""
+    """Open what the manifest lists; ValueError if nothing is to train on or the batch does not split."""
     manifest = Manifest.load(spec.data.manifest)
     with ExitStack() as stack:
 

@@ -1,0 +1,202 @@
+"""Training, from an AttemptContext to an AttemptResult. Knows no Ray, no MLflow and no HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import islice
+
+import torch
+
+from data_pipeline.augment import to_model_input
+from data_pipeline.errors import QuarantineLimitError
+from data_pipeline.loader import Batch
+from trainer.errors import DivergedError
+from trainer.evaluate import evaluate_epoch, refresh_statistics
+from trainer.job_data import EvaluatedSplit, open_data
+from trainer.ranks import Ranks
+from trainer.recording import Recording, is_due, record_epoch
+from trainer.run import Position, Run, build_run, resume, save_checkpoint
+from trainer.run_schema import (
+    EVALUATION_DIR,
+    MODEL_FILE,
+    QUARANTINE_FILE,
+    AttemptContext,
+    AttemptResult,
+    EpochSummary,
+    Evaluation,
+    EvaluationReport,
+    epoch_file,
+)
+from trainer.supervisor import Supervisor
+
+MAX_POINTS_PER_EPOCH = 20
+MIN_STEPS_PER_POINT = 50
+
+
+def train(context: AttemptContext, ranks: Ranks, supervisor: Supervisor) -> AttemptResult:
+    """Train a job to its end, or until the supervisor asks to stop; called by all ranks alike.
+
+    The run folder then holds everything but the result itself, which the caller publishes as the last file.
+    """
+    with open_data(context.spec, ranks) as data:
+        run = build_run(context, ranks, data, supervisor)
+        run.pulse.enter("starting", epoch=0, step=0)
+        position = resume(run)
+        while position.epoch <= run.spec.schedule.epochs:
+            train_epoch(run, position)
+            if run.is_over:
+                save_checkpoint(run, position)
+                break
+            finish_epoch(run, position)
+        run.pulse.enter("finishing", epoch=position.epoch - 1, step=position.step)
+        return finish(run, position)
+
+
+def train_epoch(run: Run, position: Position) -> None:
+    """Train from `position` to the end of its epoch, or until the ranks agree to stop."""
+    run.pulse.enter("training", epoch=position.epoch, step=position.step)
+    run.network.train()
+    num_left = run.steps_per_epoch - position.batch
+    for batch in islice(run.data.train.loader.epoch(position.epoch, start_batch=position.batch), num_left):
+        if run.is_over:
+            return
+        rate = run.set_learning_rate(position.step)
+        train_step(run, batch)
+        position.batch += 1
+        position.step += 1
+        run.pulse.count_step(batch.num_valid_global, run.meters, epoch=position.epoch, step=position.step)
+        if position.batch == run.steps_per_epoch:
+            continue
+        if is_point(position.batch, run.steps_per_epoch):
+            log_point(run, position, rate)
+        if position.step % (run.spec.fault_tolerance.checkpoint_every_steps or position.step + 1) == 0:
+            save_checkpoint(run, position)
+
+
+def train_step(run: Run, batch: Batch) -> None:
+    """One optimizer step on this rank's share of a global batch."""
+    device = run.ranks.device
+    images_BCHW = to_model_input(batch.images_BHWC, batch.flip_B, device)
+    labels_B = batch.given_labels_B.to(device, non_blocking=True)
+    valid_B = batch.valid_B.to(device, non_blocking=True)
+    # DDP averages over ranks; with these weights that average is the mean over the valid examples of the global batch.
+    weights_B = valid_B.float() * (run.ranks.world_size / max(1, batch.num_valid_global))
+    output = run.take_step(run.learner, images_BCHW, labels_B, weights_B)
+    run.meters.add(output.loss, output.logits_BC, labels_B, valid_B)
+
+
+def is_point(batch: int, num_batches: int) -> bool:
+    """Whether the journal gets a point after `batch` batches: up to 20 an epoch, evenly spaced, at least 50 apart."""
+    num_points = max(1, min(MAX_POINTS_PER_EPOCH, num_batches // MIN_STEPS_PER_POINT))
+    return batch * num_points // num_batches > (batch - 1) * num_points // num_batches
+
+
+def log_point(run: Run, position: Position, rate: float) -> None:
+    """Journal the loss since the last point."""
+    metrics = training_metrics(run, rate)
+    if run.ranks.is_main:
+        run.folder.log(step=position.step, epoch=position.epoch, metrics=metrics)
+
+
+def training_metrics(run: Run, rate: float) -> dict[str, float]:
+    """Loss, throughput and learning rate; DivergedError if the weights are no longer finite. Called by all ranks."""
+    metrics = {
+        "train/loss": run.meters.point_loss(),
+        "train/images_per_s": run.pulse.epoch_images_per_s(),
+        "train/lr": rate,
+    }
+    if not torch.isfinite(torch.tensor(metrics["train/loss"])):
+        if not all(bool(parameter.isfinite().all()) for parameter in run.network.parameters()):
+            raise DivergedError(
+                f"training has diverged: the weights are not finite any more. method.lr = {run.spec.method.lr:g} is"
+                " probably too large; schedule.warmup_epochs may help too"
+            )
+        del metrics["train/loss"]  # a step that the optimizer skipped: no number to show
+    return metrics
+
+
+def finish_epoch(run: Run, position: Position) -> None:
+    """Evaluate, record, publish and checkpoint an epoch whose steps are done, and move on to the next."""
+    epoch, step = position.epoch, position.step
+    metrics = training_metrics(run, run.set_learning_rate(step - 1))
+    metrics["train/accuracy"] = run.meters.epoch_accuracy()
+    run.pulse.enter("evaluating", epoch=epoch, step=step)
+    refresh_statistics(run, position)
+    evaluations = evaluate_epoch(run, epoch)
+    for split, evaluation in evaluations.items():
+        metrics |= {f"{split}/{name}": getattr(evaluation, name) for name in ("accuracy", "nll", "brier", "ece")}
+    recording = Recording({}, None)
+    if is_due(run.spec.label_noise.every_epochs, epoch, run.spec.schedule.epochs):
+        run.pulse.enter("recording", epoch=epoch, step=step)
+        recording = record_epoch(run, position, epoch)
+        metrics |= recording.metrics
+    publish_quarantine(run, position)
+    if run.ranks.is_main:
+        publish_evaluation(run, position, evaluations, recording)
+        run.folder.log(step=step, epoch=epoch, metrics=metrics)
+    position.epoch, position.batch = epoch + 1, 0
+    save_checkpoint(run, position)
+    run.supervisor.epoch_finished(EpochSummary(epoch=epoch, metrics=metrics))
+
+
+def publish_evaluation(
+    run: Run, position: Position, evaluations: dict[EvaluatedSplit, Evaluation], recording: Recording
+) -> None:
+    """Write the epoch's EvaluationReport."""
+    report = EvaluationReport(
+        epoch=position.epoch,
+        step=position.step,
+        classes=run.data.manifest.classes,
+        splits=dict(evaluations),
+        noise_transition=recording.noise_transition,
+    )
+    name = epoch_file(EVALUATION_DIR, position.epoch, "json")
+    run.folder.publish(name, report.model_dump_json().encode(), step=position.step, epoch=position.epoch)
+
+
+def publish_quarantine(run: Run, position: Position) -> None:
+    """List the unreadable examples of all ranks; QuarantineLimitError if they are more than the job tolerates.
+
+    Called by all ranks. Each rank's loader holds its own to the limit; here their sum is.
+    """
+    parts = [run.data.train, run.data.tracked, *run.data.evaluated.values()]
+    found = {bad.example_id: bad for part in parts for bad in part.loader.quarantine}
+    num_train = len(run.data.train.loader.quarantine)
+    total = int(run.ranks.sum_(torch.tensor([num_train]))[0])
+    limit = run.data.train.loader.max_bad_examples
+    if total > limit:
+        raise QuarantineLimitError(
+            f"{total} training examples are unreadable; data.max_bad_fraction ="
+            f" {run.spec.data.max_bad_fraction:g} tolerates {limit}"
+        )
+    lines = [json.dumps({"example_id": b.example_id, "shard": b.shard, "reason": b.reason}) for b in found.values()]
+    gathered = run.ranks.gather_text("\n".join(lines))
+    unique = sorted({line for text in gathered or [] for line in text.split("\n") if line})
+    if unique:
+        data = ("\n".join(unique) + "\n").encode()
+        run.folder.publish(QUARANTINE_FILE, data, step=position.step, epoch=position.epoch)
+
+
+def finish(run: Run, position: Position) -> AttemptResult:
+    """Publish the model, and sum up what the run folder holds. Called by all ranks; all get the same result."""
+    summary = ""
+    if run.ranks.is_main:
+        weights = io.BytesIO()
+        torch.save({name: value.cpu() for name, value in run.network.state_dict().items()}, weights)
+        epoch = position.epoch - 1
+        run.folder.publish(MODEL_FILE, weights.getvalue(), step=position.step, epoch=epoch)
+        metrics: dict[str, float] = {}
+        for entry in run.folder.entries():
+            metrics |= entry.metrics
+        result = AttemptResult(
+            job_id=run.context.job_id,
+            attempt=run.context.attempt,
+            outcome="succeeded" if epoch == run.spec.schedule.epochs else "stopped",
+            num_epochs=epoch,
+            num_steps=position.step,
+            metrics=metrics,
+            files=run.folder.checksums(),
+        )
+        summary = result.model_dump_json()
+    return AttemptResult.model_validate_json(run.ranks.broadcast_text(summary))
