@@ -8,6 +8,8 @@ area in the picture.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -21,6 +23,8 @@ from data_pipeline.errors import BadImageError
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before decoding: a few bytes can claim to be a picture that fills the memory."""
 
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow knows formats that start other programs
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _TURBO_COLOURS = ("YCbCr", "RGB", "Gray")  # CMYK and YCCK: Pillow, which knows Adobe's inverted inks
 
@@ -86,8 +90,8 @@ def _within_limit(height: int, width: int) -> tuple[int, int]:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except (*_PILLOW_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise BadImageError(f"{reason} ({len(data)} bytes)") from None
 
@@ -99,5 +103,5 @@ def _decode_by_pillow(data: bytes) -> NDArray[np.uint8]:
             raise BadImageError(f"pixels of mode {image.mode!r}; 8 bits a channel are needed")
         try:
             return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except _PILLOW_ERRORS as error:
             raise BadImageError(f"damaged {image.format}: {error}") from None

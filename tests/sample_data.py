@@ -1,4 +1,4 @@
-"""Small data sets made of real pictures: crops of scikit-learn's two photographs, in Clothing1M's layout; and its digits."""
+"""Small data sets of real pictures: crops of scikit-learn's two photographs in Clothing1M's layout, and its digits."""
 
 from __future__ import annotations
 
@@ -51,7 +51,12 @@ class ClothingSet:
         labelled = {"noisy_label_kv.txt": self.noisy, "clean_label_kv.txt": self.clean}
         for name, labels in labelled.items():
             (self.root / name).write_text("".join(f"{key} {label}\n" for key, label in labels.items()))
-        lists = {"noisy_train": self.train, "clean_train": self.train[:3], "clean_val": self.val, "clean_test": self.test}
+        lists = {
+            "noisy_train": self.train,
+            "clean_train": self.train[:3],
+            "clean_val": self.val,
+            "clean_test": self.test,
+        }
         for name, keys in lists.items():
             (self.root / f"{name}_key_list.txt").write_text("".join(f"{key}\n" for key in keys))
 

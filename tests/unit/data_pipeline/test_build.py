@@ -179,7 +179,9 @@ def test_missing_and_unreadable_pictures_are_listed(clothing, tmp_path):
 def test_a_split_without_readable_pictures_is_refused(clothing, tmp_path):
     for key in clothing.test:
         clothing.image(key).unlink()
-    with pytest.raises(ValueError, match="split 'test' of 'clothing1m': none of its 6 pictures can be read; the first: "):
+    with pytest.raises(
+        ValueError, match="split 'test' of 'clothing1m': none of its 6 pictures can be read; the first: "
+    ):
         build_clothing(clothing, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -205,7 +207,11 @@ def test_noise_at_build_equals_noise_at_load_even_if_pictures_are_lost(clothing,
 def test_digits_are_the_real_scans_and_keep_their_clean_labels(tmp_path):
     corruption = PairflipCorruption(rate=0.3, seed=0)
     manifest = build_digits(tmp_path, BuildOptions(corruption=corruption))
-    assert {name: split.num_examples for name, split in manifest.splits.items()} == {"train": 1297, "val": 200, "test": 300}
+    assert {name: split.num_examples for name, split in manifest.splits.items()} == {
+        "train": 1297,
+        "val": 200,
+        "test": 300,
+    }
     train = open_split(manifest, "train")
     in_order = train.select(np.argsort(train.ordinals))
     assert in_order.given_labels.tolist() == corrupt(in_order.clean_labels, 10, corruption).tolist()

@@ -52,13 +52,17 @@ def test_example_id_is_the_key_without_slashes_and_dots(key, example_id, suffix)
     assert example_id_of(key) == (example_id, suffix)
 
 
-@pytest.mark.parametrize("key", ["images/../../etc/passwd.jpg", "/images/a.jpg", "a.jpg", "images/0/00/a.txt", "images.jpg"])
+@pytest.mark.parametrize(
+    "key", ["images/../../etc/passwd.jpg", "/images/a.jpg", "a.jpg", "images/0/00/a.txt", "images.jpg"]
+)
 def test_keys_that_are_no_pictures_below_images_are_refused(key):
     with pytest.raises(ValueError, match="must be a path below images/"):
         example_id_of(key)
 
 
-@pytest.mark.parametrize("line", ["images/0/00/a.jpg", "images/0/00/a.jpg 3", "images/0/00/a.jpg -1", "images/0/00/a.jpg x"])
+@pytest.mark.parametrize(
+    "line", ["images/0/00/a.jpg", "images/0/00/a.jpg 3", "images/0/00/a.jpg -1", "images/0/00/a.jpg x"]
+)
 def test_a_broken_label_line_is_named(clothing, line):
     with (clothing.root / "noisy_label_kv.txt").open("a") as file:
         file.write(line + "\n")

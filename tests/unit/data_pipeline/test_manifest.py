@@ -82,7 +82,9 @@ def test_unknown_split_names_those_there_are(digits):
 
 def test_verify_finds_a_changed_byte_a_cut_and_a_missing_file(digits, tmp_path):
     manifest = Manifest.load(copy_of(digits, tmp_path / "damaged"))
-    changed, cut, gone = (manifest.root / name for name in ("train-000001.tar", "train-000002.tar", "val-000000.index.arrow"))
+    changed, cut, gone = (
+        manifest.root / name for name in ("train-000001.tar", "train-000002.tar", "val-000000.index.arrow")
+    )
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 1
     changed.write_bytes(content)

@@ -1,0 +1,82 @@
+"""`hush data`: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from sample_data import make_tar
+from typer.testing import CliRunner
+
+from data_pipeline.cli import app, parse_corruption
+from data_pipeline.manifest import Manifest
+from data_pipeline.spec import PairflipCorruption
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_build_digits_and_look_at_them(tmp_path):
+    built = run("build", "digits", tmp_path, "--corruption", "pairflip:0.3", "--seed", 4, "--json")
+    assert built.exit_code == 0
+    summary = json.loads(built.stdout)
+    manifest = Manifest.load(summary["manifest"])
+    assert summary["digest"] == manifest.digest
+    assert summary["splits"]["train"]["num_examples"] == 1297
+    assert manifest.recipe.corruption == PairflipCorruption(rate=0.3, seed=4)
+    shown = run("show", tmp_path / "manifest.json")
+    assert shown.exit_code == 0
+    assert "1,297" in shown.stdout
+    assert manifest.digest in shown.stdout
+    assert run("check", tmp_path / "manifest.json").exit_code == 0
+    (tmp_path / "val-000000.tar").write_bytes(b"")
+    checked = run("check", tmp_path / "manifest.json", "--json")
+    assert checked.exit_code == 1
+    assert json.loads(checked.stdout)["problems"][0].startswith("val-000000.tar: 0 bytes")
+
+
+def test_build_clothing_from_a_tar_lists_what_was_skipped(clothing, tmp_path):
+    clothing.image(clothing.val[0]).unlink()
+    tar = make_tar(clothing.root, tmp_path / "clothing.tar")
+    built = run("build", "clothing1m", tar, tmp_path / "out", "--name", "photos")
+    assert built.exit_code == 0
+    assert "photos: 3 classes" in built.stdout
+    assert "2 of 22 noisy training keys are in val or test too" in built.stdout
+    assert "skipped val" in built.stdout
+    again = run("build", "clothing1m", tar, tmp_path / "out", "--name", "photos")
+    assert "nothing was changed" in again.stdout
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path):
+    run("build", "digits", tmp_path / "digits")
+    for arguments, message in [
+        (("build", "clothing1m", tmp_path / "no", tmp_path / "out"), "there is no such folder or tar file"),
+        (("build", "digits", tmp_path / "digits", "--seed", 1), "holds another build of data set 'digits'"),
+        (("build", "digits", tmp_path / "out", "--corruption", "pairflip"), "must be KIND:RATE"),
+        (("build", "digits", tmp_path / "digits" / "manifest.json"), "File exists"),
+        (("show", tmp_path / "manifest.json"), "there is no such file"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "pairflip", "pairflip:", "pairflip:1", "pairflip:0", "pairflip:nan", "unknown:0.1"]
+)
+def test_bad_corruption_says_what_is_allowed(text):
+    with pytest.raises(ValueError, match="KIND symmetric or pairflip, RATE above 0 and below 1"):
+        parse_corruption(text, 0)
+
+
+def test_importing_the_commands_imports_nothing_heavy():
+    code = (
+        "import sys, data_pipeline.cli;"
+        "print(sorted({'torch', 'cv2', 'sklearn', 'pyarrow', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

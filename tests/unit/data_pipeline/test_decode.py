@@ -1,0 +1,127 @@
+"""Pictures of all kinds, whole and damaged, against Pillow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sample_data import encoded, photo
+
+from data_pipeline.crop import Box
+from data_pipeline.decode import MAX_PIXELS, crop_and_resize, decode, image_shape
+from data_pipeline.errors import BadImageError
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "file_format"),
+    [
+        ("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG"),
+        ("1", "PNG"), ("LA", "PNG"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_picture_decodes_as_pillow_decodes_it(mode, file_format):
+    data = encoded(photo(3, mode=mode), file_format)
+    assert image_shape(data) == (120, 90)
+    pixels = decode(data)
+    assert pixels.shape == (120, 90, 3)
+    assert pixels.dtype == np.uint8
+    difference = np.abs(pixels.astype(int) - by_pillow(data))
+    assert difference.mean() < 0.5
+    if file_format == "PNG":
+        assert difference.max() == 0
+
+
+def test_progressive_jpeg_decodes():
+    file = io.BytesIO()
+    photo(1).save(file, format="JPEG", progressive=True)
+    assert np.abs(decode(file.getvalue()).astype(int) - by_pillow(file.getvalue())).mean() < 0.5
+
+
+def test_orientation_in_exif_is_ignored_on_purpose():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    for file_format in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        photo(1).save(file, format=file_format, exif=exif)
+        assert decode(file.getvalue()).shape == (120, 90, 3)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.98])
+def test_a_cut_file_is_an_error(file_format, share):
+    data = encoded(photo(5), file_format)
+    with pytest.raises(BadImageError):
+        decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_cut_before_its_end_is_named_so(mode):
+    data = encoded(photo(5, mode=mode))
+    with pytest.raises(BadImageError, match=r"damaged JPEG|truncated"):
+        decode(data[: len(data) // 2])
+
+
+def test_overwritten_bytes_inside_a_jpeg_are_an_error():
+    data = bytearray(encoded(photo(5, 400, 400)))
+    middle = len(data) // 2
+    data[middle : middle + 400] = b"\xff\xd9" * 200
+    with pytest.raises(BadImageError, match="damaged JPEG"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"<html>", bytes(1000)])
+def test_what_is_no_picture_is_an_error(data):
+    for function in (decode, image_shape):
+        with pytest.raises(BadImageError, match=f"{len(data)} bytes"):
+            function(data)
+
+
+def test_pictures_that_would_fill_the_memory_are_refused_before_decoding():
+    side = int(MAX_PIXELS**0.5) + 1
+    data = encoded(Image.new("1", (side, side)), "PNG")
+    assert len(data) < 50_000
+    for function in (decode, image_shape):
+        with pytest.raises(BadImageError, match=f"more than {MAX_PIXELS} are refused"):
+            function(data)
+    header = bytearray(encoded(photo(1)))
+    start = header.index(b"\xff\xc0") + 5  # height and width in the JPEG's frame header
+    header[start : start + 4] = b"\xff\xff\xff\xff"
+    with pytest.raises(BadImageError, match="4294836225 pixels"):
+        decode(bytes(header))
+
+
+def test_sixteen_bit_pictures_are_refused_not_clipped():
+    data = encoded(Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)), "PNG")
+    with pytest.raises(BadImageError, match="mode 'I;16'; 8 bits a channel are needed"):
+        decode(data)
+
+
+def test_shrinking_does_not_alias():
+    """A chessboard of single pixels is grey from afar; sampling 2 x 2 of each 5 x 5 pixels would see patterns."""
+    board = np.repeat((np.indices((320, 320)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
+    small = crop_and_resize(board, Box(0, 0, 320, 320), 64)
+    assert np.abs(small.astype(int) - 127).max() <= 12
+
+
+def test_crop_takes_the_box_and_nothing_else():
+    pixels = decode(encoded(photo(2), "PNG"))
+    np.testing.assert_array_equal(crop_and_resize(pixels, Box(7, 11, 32, 32), 32), pixels[7:39, 11:43])
+
+
+@pytest.mark.parametrize("size", [96, 60, 48, 24])
+def test_resize_is_close_to_pillow(size):
+    pixels = decode(encoded(photo(2, 192, 192), "PNG"))
+    ours = crop_and_resize(pixels, Box(0, 0, 192, 192), size)
+    theirs = np.asarray(
+        Image.fromarray(pixels).resize(
+            (size, size), Image.Resampling.BOX if 192 % size == 0 else Image.Resampling.BILINEAR
+        )
+    )
+    assert np.abs(ours.astype(int) - theirs).mean() < 5
