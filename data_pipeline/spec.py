@@ -52,4 +52,5 @@ class DataSpec(Spec):
     num_threads: int = Field(default=2, ge=1, le=128)
     """Threads a rank that read and decode."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unreadable examples that are counted, listed and skipped; past it the job fails."""
+    """`crop_flip`: random resized crop and horizontal flip in training, centre crop in evaluation; `none`: the whole
+    picture, resized, in both (digits, text)."""
