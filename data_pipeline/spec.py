@@ -48,9 +48,9 @@ class DataSpec(Spec):
     batch_size: int = Field(default=256, ge=1, le=65536)
     """Examples a step over *all* ranks; must be a multiple of `resources.num_workers`."""
     augmentation: Literal["crop_flip", "none"] = "crop_flip"
-    """Training pictures: `crop_flip` is a random resized crop and a horizontal flip; `none` resizes only."""
+    """`crop_flip`: random resized crop and horizontal flip in training, centre crop in evaluation; `none`: the whole
+    picture, resized, in both (digits, text)."""
     num_threads: int = Field(default=2, ge=1, le=128)
     """Threads a rank that read and decode."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """`crop_flip`: random resized crop and horizontal flip in training, centre crop in evaluation; `none`: the whole
-    picture, resized, in both (digits, text)."""
+    """Share of unreadable examples that are counted, listed and skipped; past it the job fails."""
