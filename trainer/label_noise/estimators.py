@@ -30,7 +30,7 @@ class NoiseEstimate:
     """What is known of a batch at the posterior."""
 
     logits_mean_BC: Tensor
-    """Logits at the posterior mean, float32."""
+    """Logits at the posterior mean, in the precision of the weights."""
     exact_BC: Tensor | None
     """ε of Eq. 16, float64; its components sum to zero. None if not asked for, or without a posterior."""
     linearised_sq_B: Tensor | None
@@ -56,10 +56,10 @@ def estimate(
 ) -> NoiseEstimate:
     """Logits at the mean, and ε from `num_mc_samples`/2 antithetic pairs: num_mc_samples + 1 forward passes.
 
-    `model` is the bare model, not its DDP wrapper: ranks needn't call this in step. It runs in eval mode and float32,
-    whatever the training does (differences of bf16 probabilities are noise), and is left as it was. The draws depend on
-    (seed, epoch) only: all batches and ranks of an epoch see the same weights. Each draw samples every weight, so hand
-    in many images at once; `microbatch` of them go through the model at a time.
+    `model` is the bare model, not its DDP wrapper: ranks needn't call this in step. It runs in eval mode and without
+    autocast (differences of bf16 probabilities are noise), and is left as it was. The draws depend on (seed, epoch)
+    only: all batches and ranks of an epoch see the same weights. Each draw samples every weight, so hand in many images
+    at once; `microbatch` of them go through the model at a time.
     """
     if num_mc_samples < 2 or num_mc_samples % 2:
         raise ValueError(
@@ -89,7 +89,7 @@ def estimate(
 
 
 def _forward(model: nn.Module, images_BCHW: Tensor, microbatch: int) -> Tensor:
-    return torch.cat([model(part_BCHW).float() for part_BCHW in torch.split(images_BCHW, microbatch)])
+    return torch.cat([model(part_BCHW) for part_BCHW in torch.split(images_BCHW, microbatch)])
 
 
 @contextmanager

@@ -93,4 +93,4 @@ class ClassHistograms:
 def _bins(values_B: Tensor) -> Tensor:
     """Index of the bin [EDGES[i], EDGES[i+1]) of each value, clamped to the first and last."""
     inner = torch.tensor(EDGES[1:-1], dtype=torch.float64, device=values_B.device)
-    return torch.bucketize(values_B.double(), inner, right=True)
+    return torch.bucketize(values_B.double().contiguous(), inner, right=True)
