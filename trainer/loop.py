@@ -43,6 +43,7 @@ def train(context: AttemptContext, ranks: Ranks, supervisor: Supervisor) -> Atte
         run = build_run(context, ranks, data, supervisor)
         run.pulse.enter("starting", epoch=0, step=0)
         position = resume(run)
+        run.supervisor.began(finished_epochs(run) if ranks.is_main else ())
         while position.epoch <= run.spec.schedule.epochs:
             train_epoch(run, position)
             if run.is_over:
@@ -51,6 +52,12 @@ def train(context: AttemptContext, ranks: Ranks, supervisor: Supervisor) -> Atte
             finish_epoch(run, position)
         run.pulse.enter("finishing", epoch=position.epoch - 1, step=position.step)
         return finish(run, position)
+
+
+def finished_epochs(run: Run) -> tuple[EpochSummary, ...]:
+    """The epochs that the journal holds; only an epoch's end journals an accuracy."""
+    ends = [entry for entry in run.folder.entries() if "train/accuracy" in entry.metrics]
+    return tuple(EpochSummary(epoch=entry.epoch, metrics=entry.metrics) for entry in ends)
 
 
 def train_epoch(run: Run, position: Position) -> None:

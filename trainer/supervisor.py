@@ -14,8 +14,11 @@ class Supervisor(Protocol):
     def stop_requested(self) -> bool:
         """Whether the run is to stop at the next step. Only rank 0's answer counts."""
 
+    def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
+        """The run folder is ready; a run that was taken up again had these epochs. Called once, before any step."""
+
     def progress(self, progress: Progress) -> None:
-        """Where the run stands; called about once a second, must not block."""
+        """Where the run stands; called on rank 0 about once a second, must not block."""
 
     def epoch_finished(self, summary: EpochSummary) -> None:
         """An epoch's files are written and checkpointed. Called on every rank."""
@@ -25,6 +28,9 @@ class Unsupervised:
     """Nobody watches: ranks other than 0, and tests."""
 
     stop_requested = False
+
+    def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
+        """Nobody to tell."""
 
     def progress(self, progress: Progress) -> None:
         """Nobody to tell."""

@@ -1,0 +1,69 @@
+"""One attempt on one rank: training, and on rank 0 whoever watches it and the copy to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+
+from trainer import loop
+from trainer.console import ConsoleSupervisor
+from trainer.heartbeat import HeartbeatSupervisor
+from trainer.ranks import Ranks
+from trainer.replica_process import ReplicaProcess
+from trainer.run_folder import RunFolder
+from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, Progress
+from trainer.supervisor import Supervisor, Unsupervised
+
+
+class _Watchers:
+    """All that watch this rank, as one Supervisor."""
+
+    def __init__(
+        self, watcher: Supervisor, replica: ReplicaProcess | None, on_epoch: Callable[[EpochSummary], None] | None
+    ) -> None:
+        self._watcher, self._replica, self._on_epoch = watcher, replica, on_epoch
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._watcher.stop_requested
+
+    def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
+        if self._replica is not None:
+            self._replica.begin()
+        self._watcher.began(finished_epochs)
+
+    def progress(self, progress: Progress) -> None:
+        self._watcher.progress(progress)
+
+    def epoch_finished(self, summary: EpochSummary) -> None:
+        self._watcher.epoch_finished(summary)
+        if self._on_epoch is not None:
+            self._on_epoch(summary)
+
+
+def run_attempt(
+    context: AttemptContext, ranks: Ranks, on_epoch: Callable[[EpochSummary], None] | None = None
+) -> AttemptResult:
+    """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each."""
+    if not ranks.is_main:
+        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch))
+    with ExitStack() as stack:
+        replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
+        watcher = stack.enter_context(_watcher(context, replica))
+        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch))
+        if replica is not None:
+            replica.finish(result.outcome)
+            run = replica.run()
+            if run is not None:
+                ids = {"mlflow_run_id": run.run_id, "mlflow_experiment_id": run.experiment_id}
+                result = result.model_copy(update=ids)
+        RunFolder(context.run_dir).finish(result)
+    return result
+
+
+def _watcher(context: AttemptContext, replica: ReplicaProcess | None) -> AbstractContextManager[Supervisor]:
+    """The service where there is one, else the terminal."""
+    if context.heartbeat_url is None:
+        return ConsoleSupervisor()
+    run = replica.run if replica is not None else (lambda: None)
+    return HeartbeatSupervisor(context.heartbeat_url, context.heartbeat_token or "", run)

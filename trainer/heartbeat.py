@@ -1,0 +1,125 @@
+"""Rank 0's heartbeats to the service, from a thread, about once a second; the answer says whether to go on.
+
+Training never waits for the service: what could not be delivered is sent again. A run stops when the service says so,
+when the service no longer knows this attempt (another has taken its place), or after ten minutes without any answer: by
+then the service may have given the job to another attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Self
+
+import httpx
+from pydantic import ValidationError
+
+from trainer.replica_process import MlflowRun
+from trainer.run_schema import EpochSummary, Heartbeat, HeartbeatReply, Progress
+
+INTERVAL_S = 1.0
+LEASE_S = 600.0
+TIMEOUT_S = 5.0
+FENCED_STATUSES: Final = frozenset({401, 403, 404, 409})
+"""Answers that mean: this attempt is no longer the current one."""
+
+log = logging.getLogger(__name__)
+
+
+class HeartbeatSupervisor:
+    """Tells the service where the run stands, until it is closed. A context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        mlflow_run: Callable[[], MlflowRun | None] = lambda: None,
+        *,
+        interval_s: float = INTERVAL_S,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        self._url, self._mlflow_run = url, mlflow_run
+        self._interval_s, self._lease_s = interval_s, lease_s
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._unacknowledged: list[EpochSummary] = []
+        self._closing = threading.Event()
+        self._stop = threading.Event()
+        self._answered_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="hush-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Send what is left, once."""
+        self._closing.set()
+        self._thread.join()
+        self._client.close()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the service said stop, or is lost."""
+        return self._stop.is_set()
+
+    def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
+        """Send the epochs of before again: their acknowledgement may have been lost with the process that got it."""
+        with self._lock:
+            self._unacknowledged.extend(finished_epochs)
+
+    def progress(self, progress: Progress) -> None:
+        """Remember for the next heartbeat."""
+        with self._lock:
+            self._progress = progress
+
+    def epoch_finished(self, summary: EpochSummary) -> None:
+        """Remember until acknowledged."""
+        with self._lock:
+            self._unacknowledged.append(summary)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            self._beat()
+        self._beat()
+
+    def _beat(self) -> None:
+        with self._lock:
+            progress, summaries = self._progress, tuple(self._unacknowledged)
+        if progress is None:
+            return
+        run = self._mlflow_run()
+        beat = Heartbeat(
+            progress=progress,
+            finished_epochs=summaries,
+            mlflow_run_id=None if run is None else run.run_id,
+            mlflow_experiment_id=None if run is None else run.experiment_id,
+        )
+        reply = self._send(beat)
+        if reply is not None:
+            self._answered_s = time.monotonic()
+            with self._lock:
+                del self._unacknowledged[: len(summaries)]
+            if reply.action == "stop":
+                self._stop.set()
+        elif time.monotonic() - self._answered_s > self._lease_s and not self._stop.is_set():
+            log.warning("stopping: the service at %s has not answered for %.0f s", self._url, self._lease_s)
+            self._stop.set()
+
+    def _send(self, beat: Heartbeat) -> HeartbeatReply | None:
+        """The service's answer; None if there was none that could be understood."""
+        headers = {"Content-Type": "application/json"}
+        try:
+            response = self._client.post(self._url, content=beat.model_dump_json(), headers=headers)
+            if response.status_code in FENCED_STATUSES:
+                if not self._stop.is_set():
+                    log.warning("stopping: the service answered %d, this attempt is over", response.status_code)
+                return HeartbeatReply(action="stop")
+            response.raise_for_status()
+            return HeartbeatReply.model_validate_json(response.content)
+        except (httpx.HTTPError, ValidationError) as error:
+            log.debug("heartbeat not delivered: %s", error)
+            return None
