@@ -11,6 +11,7 @@ import anyio.to_thread
 from fastapi import APIRouter, FastAPI
 
 from service.attempts import AttemptFolders
+from service.body_limit import BodyLimit
 from service.context import Context
 from service.database import migrate, open_engine
 from service.decisions import Policy
@@ -53,11 +54,11 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         description=_DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
         separate_input_output_schemas=False,
     )
     app.state.closing = closing
     install(app)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API)
     for module in (jobs, events, results, internal):

@@ -173,7 +173,7 @@ def plan_queue(lives: Sequence[LiveJob], nodes: Sequence[Node]) -> list[tuple[Li
                 moves.append((live, Move(JobState.FAILED, Reason.NEVER_FITS, _too_large(nodes, resources))))
             continue
         cpus, gpus = _total(resources)
-        if cpus <= free_cpus + 1e-6 and gpus <= free_gpus + 1e-6:
+        if cpus <= free_cpus + 1e-6 and (gpus == 0 or gpus <= free_gpus + 1e-6):
             reason = Reason.NEW_ATTEMPT if recovers else Reason.ATTEMPT_SUBMITTED
             moves.append((live, Move(JobState.STARTING, reason)))
         free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus

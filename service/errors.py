@@ -105,7 +105,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             headers["Allow"] = ", ".join(_allowed_methods(request))
             detail = f"{request.method} is not allowed here; allowed are {headers['Allow']}."
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            detail = "The body is too large."
+            detail = "The body is larger than this service takes."
         case HTTPStatus.BAD_REQUEST:
             detail = "The body is not JSON that can be read."
     return problem_response(request, ProblemError(status, detail, headers=headers))

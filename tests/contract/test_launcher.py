@@ -1,0 +1,163 @@
+"""What every Launcher keeps to: Ray's, on a real local cluster, and the one that other tests use in its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from service_stand_ins import STAND_IN_PYTHON, SubprocessLauncher
+
+from service.launcher import DriverStatus, Launcher, LauncherUnavailableError, Phase
+from service.ray_launcher import RayLauncher
+
+RUNS = {Phase.PENDING, Phase.RUNNING}
+
+
+@pytest.fixture(scope="session")
+def ray_dashboard() -> Iterator[str]:
+    """A local Ray head, with everything of it gone afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: Ray puts sockets there
+    argv = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0", "--num-cpus=2"]
+    argv += ["--include-dashboard=true", f"--dashboard-port={port}", "--disable-usage-stats", f"--temp-dir={folder}"]
+    environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(argv, stdout=log, stderr=log, env=environment, start_new_session=True)
+    family: list[psutil.Process] = []
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not _answers(url):
+            assert head.poll() is None, (folder / "head.log").read_text()
+            assert time.monotonic() < deadline, "Ray's dashboard did not start"
+            time.sleep(0.5)
+        yield url
+        family = psutil.Process(head.pid).children(recursive=True)
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(60)
+        _, left = psutil.wait_procs(family, timeout=20)
+        for process in left:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(url: str) -> bool:
+    launcher = RayLauncher(url, STAND_IN_PYTHON)
+    try:
+        return bool(launcher.nodes())
+    except LauncherUnavailableError:
+        return False
+    finally:
+        launcher.close()
+
+
+@pytest.fixture(params=["subprocess", pytest.param("ray", marks=pytest.mark.slow)])
+def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    if request.param == "subprocess":
+        local = SubprocessLauncher()
+        yield local
+        local.lose_everything()
+        return
+    remote = RayLauncher(request.getfixturevalue("ray_dashboard"), STAND_IN_PYTHON)
+    yield remote
+    remote.close()
+
+
+def prepared(tmp_path: Path, behaviour: str) -> tuple[str, Path]:
+    """A submission id of its own, and the folder of an attempt that nobody listens to."""
+    folder = tmp_path / "attempt 1"
+    folder.mkdir()
+    spec = {"name": behaviour, "schedule": {"epochs": 1}}
+    context = {"job_id": "job", "attempt": 1, "spec": spec, "resume_dirs": [], "heartbeat_url": None}
+    (folder / "attempt.json").write_text(json.dumps(context))
+    return f"job-{tmp_path.name}-a1", folder
+
+
+def wait_until(launcher: Launcher, name: str, phases: set[Phase], timeout_s: float = 60) -> DriverStatus:
+    deadline = time.monotonic() + timeout_s
+    while (status := launcher.status(name)).phase not in phases:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+    return status
+
+
+def test_machines(launcher: Launcher) -> None:
+    [node] = launcher.nodes()
+    assert (node.num_cpus, node.num_gpus) == (2, 0)
+
+
+def test_a_driver_runs_to_its_end(launcher: Launcher, tmp_path: Path) -> None:
+    name, folder = prepared(tmp_path, "completes")
+    launcher.submit(name, folder)
+    wait_until(launcher, name, {Phase.SUCCEEDED})
+    assert json.loads((folder / "seen.json").read_text())["argv"] == [str(folder)]
+    assert (folder / "result.json").exists()
+
+
+def test_a_failure_tells_its_last_words(launcher: Launcher, tmp_path: Path) -> None:
+    name, folder = prepared(tmp_path, "breaks")
+    launcher.submit(name, folder)
+    status = wait_until(launcher, name, set(Phase) - RUNS)
+    assert status.phase is Phase.FAILED
+    assert "RuntimeError: the loss is not finite at step 3" in (status.message or "")
+
+
+def test_a_killed_driver_is_lost(launcher: Launcher, tmp_path: Path) -> None:
+    name, folder = prepared(tmp_path, "dies")
+    launcher.submit(name, folder)
+    assert wait_until(launcher, name, set(Phase) - RUNS).phase is Phase.LOST
+
+
+def test_asked_twice_it_starts_one_driver_and_stops_it(launcher: Launcher, tmp_path: Path) -> None:
+    name, folder = prepared(tmp_path, "deaf")
+    launcher.submit(name, folder)
+    launcher.submit(name, folder)
+    wait_until(launcher, name, {Phase.RUNNING})
+    deadline = time.monotonic() + 60
+    while not (drivers := _drivers_of(folder)):
+        assert time.monotonic() < deadline, "the driver did not start"
+        time.sleep(0.1)
+    assert len(drivers) == 1
+    launcher.stop(name)
+    assert wait_until(launcher, name, set(Phase) - RUNS).phase is Phase.STOPPED
+    launcher.stop(name)  # again, after its end
+    gone, alive = psutil.wait_procs(drivers, timeout=20)
+    assert (len(gone), alive) == (1, [])
+
+
+def _drivers_of(folder: Path) -> list[psutil.Process]:
+    """Processes that are the driver itself, not a shell around it."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        argv = process.info["cmdline"] or []
+        if argv[-1:] == [str(folder)] and any(piece.endswith("stand_in_driver.py") for piece in argv):
+            found.append(process)
+    return found
+
+
+def test_an_unknown_attempt_is_lost_and_may_be_stopped(launcher: Launcher) -> None:
+    assert launcher.status("job-nobody-a1").phase is Phase.LOST
+    launcher.stop("job-nobody-a1")
+
+
+def test_a_cluster_that_is_away_is_not_a_lost_attempt(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    launcher = RayLauncher(f"http://127.0.0.1:{port}", STAND_IN_PYTHON)
+    for ask in (launcher.nodes, lambda: launcher.status("x"), lambda: launcher.submit("x", tmp_path)):
+        with pytest.raises(LauncherUnavailableError, match="ConnectError"):
+            ask()
+    launcher.close()

@@ -1,0 +1,143 @@
+"""Parts for tests of the service: a launcher without Ray, a small data set, and a service that really listens."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.app import create_app
+from service.launcher import DriverStatus, Launcher, LauncherUnavailableError, Node, Phase
+from service.ray_launcher import command
+from service.server import Server
+from service.settings import Settings
+
+STAND_IN_PYTHON = Path(__file__).with_name("stand_in_python.sh")
+
+
+class SubprocessLauncher:
+    """A Launcher without Ray: real processes, real signals, one machine, and a cluster that tests can take away."""
+
+    def __init__(self, machines: Sequence[Node] = (Node(2, 0),)) -> None:
+        self.machines = machines
+        self.answers = True
+        self._drivers: dict[str, subprocess.Popen[str]] = {}
+        self._stopped: set[str] = set()
+
+    def nodes(self) -> Sequence[Node]:
+        self._ask()
+        return self.machines
+
+    def submit(self, submission_id: str, run_dir: Path) -> None:
+        self._ask()
+        if submission_id not in self._drivers:
+            with (run_dir / "driver.log").open("w") as log:
+                argv = shlex.split(command(STAND_IN_PYTHON, run_dir))
+                self._drivers[submission_id] = subprocess.Popen(argv, stdout=log, stderr=log, text=True, cwd=run_dir)
+
+    def status(self, submission_id: str) -> DriverStatus:
+        self._ask()
+        driver = self._drivers.get(submission_id)
+        if driver is None:
+            return DriverStatus(Phase.LOST, "unknown")
+        code = driver.poll()
+        if code is None:
+            return DriverStatus(Phase.RUNNING)
+        if submission_id in self._stopped:
+            return DriverStatus(Phase.STOPPED)
+        if code < 0:
+            return DriverStatus(Phase.LOST, f"killed by signal {-code}")
+        log = Path(str(driver.args[-1])) / "driver.log"  # type: ignore[index]  # args is the list of submit
+        return DriverStatus(Phase.SUCCEEDED) if code == 0 else DriverStatus(Phase.FAILED, log.read_text())
+
+    def stop(self, submission_id: str) -> None:
+        self._ask()
+        driver = self._drivers.get(submission_id)
+        if driver is not None and driver.poll() is None:
+            self._stopped.add(submission_id)
+            driver.terminate()
+
+    def close(self) -> None:
+        """The service ends; drivers go on, as on a cluster."""
+
+    def lose_everything(self) -> None:
+        """The cluster's head dies, and every driver with it."""
+        for driver in self._drivers.values():
+            driver.kill()
+            driver.wait()
+        self._drivers.clear()
+
+    def num_running(self) -> int:
+        return sum(driver.poll() is None for driver in self._drivers.values())
+
+    def _ask(self) -> None:
+        if not self.answers:
+            raise LauncherUnavailableError("taken away")
+
+
+@dataclass
+class RunningService:
+    """A service that listens on a free port of this machine."""
+
+    client: httpx.Client
+    url: str
+    settings: Settings
+    server: Server
+
+    def submit(self, manifest: Path, **changes: Any) -> dict[str, Any]:
+        answer = self.client.post("/api/v1/jobs", json=spec_json(manifest, **changes))
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    def wait(self, job_id: str, until: Callable[[dict[str, Any]], bool], timeout_s: float = 30) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            job = self.client.get(f"/api/v1/jobs/{job_id}").json()
+            if until(job):
+                return job
+            assert time.monotonic() < deadline, f"still {job['state']}: {job['message']}"
+            time.sleep(0.05)
+
+    def wait_for(self, job_id: str, *states: str, timeout_s: float = 30) -> dict[str, Any]:
+        return self.wait(job_id, lambda job: job["state"] in states, timeout_s)
+
+
+def spec_json(manifest: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "completes",
+        "data": {"manifest": str(manifest), "batch_size": 8, "image_size": 8},
+        "model": {"arch": "small_cnn"},
+        "schedule": {"epochs": 2},
+        **changes,
+    }
+
+
+@contextmanager
+def running_service(home: Path, launcher: Launcher | None, **settings: Any) -> Iterator[RunningService]:
+    """Start a service on `home` and stop it at the end; the same home again continues where it was."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    configured = Settings(home=home, public_url=url, reconcile_interval_s=0.1, **settings)
+    server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            while not server.started:
+                assert thread.is_alive(), "the service did not start"
+                time.sleep(0.01)
+            yield RunningService(client, url, configured, server)
+    finally:
+        server.stop()
+        thread.join(30)
+        listener.close()
+        assert not thread.is_alive(), "the service did not stop"

@@ -1,0 +1,79 @@
+"""Stands in for `python -m trainer.ray_entry <attempt dir>`: trains nothing, but speaks the trainer's protocol.
+
+What it does is the job's name: completes, breaks, waits, deaf (ignores a stop), no-result, torn, dies, dies-once.
+It is started by tests/stand_in_python.sh, which takes the place of the interpreter in the launcher's fixed command.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def main(run_dir: Path) -> None:
+    context = json.loads((run_dir / "attempt.json").read_text())
+    behaviour, attempt, num_epochs = context["spec"]["name"], context["attempt"], context["spec"]["schedule"]["epochs"]
+    (run_dir / "seen.json").write_text(json.dumps({"resume_dirs": context["resume_dirs"], "argv": sys.argv[1:]}))
+    if behaviour == "breaks":
+        raise RuntimeError("the loss is not finite at step 3")
+    if behaviour == "no-result":
+        return
+    action = beat(context, 0)
+    if behaviour == "dies" or (behaviour == "dies-once" and attempt == 1):
+        beat(context, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    while behaviour in {"waits", "deaf"}:
+        time.sleep(0.05)
+        action = beat(context, 0)
+        if action == "stop" and behaviour == "waits":
+            finish(run_dir, context, "stopped", 0)
+            return
+    for epoch in range(1, num_epochs + 1):
+        with (run_dir / "journal.jsonl").open("a") as journal:
+            entry = {"time_ms": 1000 + epoch, "step": 10 * epoch, "epoch": epoch, "metrics": {"train/loss": 1 / epoch}}
+            journal.write(json.dumps(entry) + "\n")
+        beat(context, epoch)
+    finish(run_dir, context, "succeeded", num_epochs)
+
+
+def beat(context: dict, epoch: int) -> str:
+    """Post a heartbeat after `epoch` finished ones; end when fenced off."""
+    if context["heartbeat_url"] is None:
+        return "continue"
+    epochs = [{"epoch": epoch, "metrics": {"train/loss": 1 / epoch}}] if epoch else []
+    progress = {"phase": "training", "epoch": epoch, "num_epochs": 2, "step": 10 * epoch, "num_steps": 20}
+    body = {"progress": progress, "finished_epochs": epochs, "mlflow_run_id": "r1", "mlflow_experiment_id": "e1"}
+    headers = {"Authorization": f"Bearer {context['heartbeat_token']}", "Content-Type": "application/json"}
+    request = urllib.request.Request(context["heartbeat_url"], json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            return json.load(reply)["action"]
+    except urllib.error.HTTPError as error:
+        sys.exit(f"fenced off: {error.code}")
+    except urllib.error.URLError:
+        return "continue"
+
+
+def finish(run_dir: Path, context: dict, outcome: str, num_epochs: int) -> None:
+    (run_dir / "model.pt").write_bytes(b"weights")
+    digest = hashlib.sha256(b"other" if context["spec"]["name"] == "torn" else b"weights").hexdigest()
+    result = {
+        "job_id": context["job_id"],
+        "attempt": context["attempt"],
+        "outcome": outcome,
+        "num_epochs": num_epochs,
+        "num_steps": 10 * num_epochs,
+        "metrics": {},
+        "files": {"model.pt": digest},
+    }
+    (run_dir / "aside").write_text(json.dumps(result))
+    (run_dir / "aside").rename(run_dir / "result.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))
