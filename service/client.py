@@ -89,7 +89,7 @@ class InvalidRequestError(ProblemAnswerError):
 _ERRORS: Final[Mapping[int, type[ProblemAnswerError]]] = {
     HTTPStatus.NOT_FOUND: NotFoundError,
     HTTPStatus.CONFLICT: ConflictError,
-    HTTPStatus.UNPROCESSABLE_CONTENT: InvalidRequestError,
+    HTTPStatus(422): InvalidRequestError,
 }
 
 
@@ -185,7 +185,7 @@ class HushClient:
         """Accuracy, calibration and confusion after an epoch, by default the newest."""
         return self._get(EvaluationReport, job_id, "/evaluation", epoch=None if epoch is None else str(epoch))
 
-    def examples(  # noqa: PLR0917 - a query has its parts
+    def examples(
         self,
         job_id: str,
         *,

@@ -86,19 +86,25 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self.signalled = False
+        """Whether a signal came."""
         self.hurry: Callable[[], None] | None = None
         """What a second signal does."""
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[StopSignals]:
+    def installed(self) -> Iterator[None]:
         """Handle the signals inside the block; the main thread only."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = [signal.signal(number, self._on_signal) for number in numbers]
         try:
-            yield self
+            yield
         finally:
             for number, handler in zip(numbers, before, strict=True):
                 signal.signal(number, handler)
+
+    def ask(self) -> None:
+        """Ask for an orderly stop without a signal."""
+        self._event.set()
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep, but not past a signal; whether to stop."""
@@ -107,6 +113,7 @@ class StopSignals:
     def _on_signal(self, _number: int, _frame: object) -> None:
         if self._event.is_set() and self.hurry is not None:
             self.hurry()
+        self.signalled = True
         self._event.set()
 
 
@@ -114,10 +121,10 @@ Observer = Callable[[Literal["serving", "stopping"], Sequence[Part]], None]
 """Told several times a second how the parts stand."""
 
 
-def serve(options: ServeOptions, observer: Observer) -> None:
-    """Serve until a signal asks to stop. HomeInUseError, ValueError or EmbeddedError if that cannot be."""
+def serve(options: ServeOptions, observer: Observer, stop: StopSignals) -> None:
+    """Serve until `stop` is asked for. HomeInUseError, ValueError or EmbeddedError if that cannot be."""
     _check_host(options.host)
-    with lock_home(options.home) as lock, StopSignals().installed() as stop, _bind(options) as listener:
+    with lock_home(options.home) as lock, stop.installed(), _bind(options) as listener:
         for _ in range(ROUNDS):
             try:
                 _serve_round(options, listener, lock.fileno(), stop, observer)

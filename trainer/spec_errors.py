@@ -5,7 +5,7 @@ REST and the command line say the same thing because both ask this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -45,8 +45,11 @@ class SpecError(ValueError):
         super().__init__("\n".join(f"{source}: {error}" for error in self.errors))
 
 
-def load_spec(path: str | Path) -> JobSpec:
-    """Read a job from a YAML (or JSON) file; SpecError if it cannot be read or is not a job."""
+def load_spec(path: str | Path, overrides: Mapping[str, object] | None = None) -> JobSpec:
+    """Read a job from a YAML (or JSON) file; SpecError if it cannot be read or is not a job.
+
+    `overrides` replaces fields of the file, by dotted path: `{"method.lr": 0.1}`.
+    """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -54,10 +57,21 @@ def load_spec(path: str | Path) -> JobSpec:
         raise SpecError(str(path), [FieldError("file", None, f"cannot be read: {error.strerror}")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [FieldError("file", None, f"is not YAML: {_one_line(error)}")]) from None
+    for field, value in (overrides or {}).items():
+        _override(content, field, value)
     try:
         return JobSpec.model_validate(content)
     except ValidationError as error:
         raise SpecError(str(path), field_errors(error.errors(include_url=False))) from None
+
+
+def _override(content: object, field: str, value: object) -> None:
+    """Set a field of what a file holds; where that is no mapping, validation will say so."""
+    *outer, last = field.split(".")
+    for name in outer:
+        content = content.setdefault(name, {}) if isinstance(content, dict) else None
+    if isinstance(content, dict):
+        content[last] = value
 
 
 def field_errors(errors: Sequence[ErrorDetails], root: type[BaseModel] = JobSpec) -> tuple[FieldError, ...]:

@@ -1,0 +1,179 @@
+"""What came out of the demo, as a model for scripts and as tables and pictures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel
+from rich.columns import Columns
+from rich.console import Console
+from rich.text import Text
+
+from service.client import HushClient
+from service.jobs import JobState
+from service.schemas import ExampleView, JobView
+from service.screen import duration, plain_table
+from trainer.run_schema import Estimator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+NUM_SUSPECTS: Final = 100
+NUM_SHOWN: Final = 10
+WHITE: Final = 16.0
+"""Brightest pixel of scikit-learn's digits."""
+
+
+class Timing(BaseModel):
+    """Where the time went, in seconds."""
+
+    data_s: float = 0
+    """Building the data set, while the service started."""
+    parts_ready_s: dict[str, float] = {}
+    """From the start of each part until it answered; empty if the service ran already."""
+    waiting_s: dict[str, float] = {}
+    """By job: from submitted to the first sign of rank 0. Jobs may wait for each other."""
+    training_s: dict[str, float] = {}
+    """By job: from there to its end."""
+    total_s: float = 0
+
+    def add_jobs(self, jobs: Sequence[JobView]) -> None:
+        """Take the times of ended jobs."""
+        for job in jobs:
+            if job.started_at and job.ended_at:
+                self.waiting_s[job.name] = (job.started_at - job.created_at).total_seconds()
+                self.training_s[job.name] = (job.ended_at - job.started_at).total_seconds()
+
+    def line(self) -> str:
+        """All of it in a line."""
+        parts = [f"{name} {seconds:.0f} s" for name, seconds in self.parts_ready_s.items()]
+        jobs = [
+            f"{name}: waited {duration(self.waiting_s[name])}, trained {duration(self.training_s[name])}"
+            for name in self.training_s
+        ]
+        starts = [f"start of {', '.join(parts)}"] if parts else []
+        return f"time {duration(self.total_s)} · " + " · ".join([*starts, f"data {self.data_s:.0f} s", *jobs])
+
+
+class JobReport(BaseModel):
+    """One job of the demo."""
+
+    id: str
+    name: str
+    state: JobState
+    message: str | None
+    mlflow: str | None
+    test_accuracy: float | None = None
+    test_nll: float | None = None
+    test_ece: float | None = None
+    epsilon: dict[Estimator, dict[str, float]] = {}
+    """Percentiles of ‖ε‖₂ over the tracked examples after the last epoch, by estimator; empty without a posterior."""
+    suspects: list[ExampleView] = []
+    """The most suspect training examples."""
+    suspect_precision: float | None = None
+    """Share of the 100 most suspect ones whose label is wrong."""
+
+
+class DemoReport(BaseModel):
+    """What came out."""
+
+    jobs: list[JobReport]
+    api_docs: str
+    timing: Timing
+
+
+def job_report(client: HushClient, job: JobView) -> JobReport:
+    """Ask the service for all that the report says of a job."""
+    report = JobReport(id=job.id, name=job.name, state=job.state, message=job.message, mlflow=job.links.mlflow)
+    if job.state is not JobState.SUCCEEDED:
+        return report
+    test = client.evaluation(job.id).splits["test"]
+    noise = client.label_noise(job.id)[-1]
+    suspects = list(islice(client.examples(job.id, page=NUM_SUSPECTS), NUM_SUSPECTS))
+    return report.model_copy(
+        update={
+            "test_accuracy": test.accuracy,
+            "test_nll": test.nll,
+            "test_ece": test.ece,
+            "epsilon": {name: histogram.quantiles for name, histogram in noise.overall.items()},
+            "suspects": suspects[:NUM_SHOWN],
+            "suspect_precision": sum(e.clean_label != e.given_label for e in suspects) / max(1, len(suspects)),
+        }
+    )
+
+
+def print_report(console: Console, report: DemoReport) -> None:
+    """Tables, pictures and addresses."""
+    figures = ("accuracy", "NLL", "ECE", "‖ε‖ exact", "‖ε‖ linearised", "wrong in top 100")
+    table = plain_table("test set", *figures, right=figures)
+    for job in report.jobs:
+        if job.state is JobState.SUCCEEDED:
+            table.add_row(job.name, *_figures(job))
+    console.print()
+    if table.row_count:
+        console.print(table)
+        console.print(
+            Text("‖ε‖: median / 95th percentile of the label noise over the training examples\n", style="dim")
+        )
+    for job in report.jobs:
+        if job.state is not JobState.SUCCEEDED:
+            console.print(
+                Text.assemble(f"{job.name}  ", (job.state, "bold red"), f"  {job.message or ''}"), soft_wrap=True
+            )
+    first = next((job for job in report.jobs if job.suspects), None)
+    if first is not None:
+        console.print(f"Most likely mislabelled, by {first.name}:\n")
+        console.print(Columns([_picture(e) for e in first.suspects], padding=(1, 3), width=12))
+    console.print()
+    for job in report.jobs:
+        if job.mlflow:
+            console.print(f"  {job.name:<20}  {job.mlflow}", soft_wrap=True)
+    console.print(f"  {'API docs':<20}  {report.api_docs}\n", soft_wrap=True)
+
+
+def _figures(job: JobReport) -> list[str]:
+    return [
+        *(f"{job.test_accuracy:.1%}", f"{job.test_nll:.3f}", f"{job.test_ece:.3f}"),
+        *(_quantiles(job.epsilon.get(estimator)) for estimator in ("exact", "linearised")),
+        f"{job.suspect_precision:.0%}",
+    ]
+
+
+def _quantiles(quantiles: dict[str, float] | None) -> str:
+    return "—" if quantiles is None else f"{quantiles['p50']:.2g} / {quantiles['p95']:.2g}"
+
+
+def _picture(example: ExampleView) -> Text:
+    """The scan in 8 x 4 half blocks, with the label it was given and the true one."""
+    wrong = example.clean_label != example.given_label
+    caption = Text.assemble(
+        f"given {example.given_class}\n", (f"true  {example.clean_class}", "red" if wrong else "green")
+    )
+    return half_blocks(_scan(example.example_id)).append("\n").append_text(caption)
+
+
+def half_blocks(image_HW: npt.NDArray[np.float64]) -> Text:
+    """A grey picture, two rows of pixels to a line of text."""
+    text = Text()
+    for top, bottom in zip(image_HW[0::2], image_HW[1::2], strict=True):
+        for upper, lower in zip(top, bottom, strict=True):
+            text.append("▀", style=f"{_grey(upper)} on {_grey(lower)}")
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def _grey(value: float) -> str:
+    level = round(255 * min(1.0, max(0.0, value / WHITE)))
+    return f"rgb({level},{level},{level})"
+
+
+def _scan(example_id: str) -> npt.NDArray[np.float64]:
+    """The scan behind an example of data_pipeline.sources.digits."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - a second
+
+    images = load_digits().images
+    return images[int(example_id.removeprefix("digit-"))]  # type: ignore[no-any-return]  # untyped
