@@ -77,7 +77,7 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
-    launcher = launcher or RayLauncher(settings.ray_address, settings.python)
+    launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)

@@ -23,15 +23,19 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import httpx
 import psutil
+from pydantic import SecretStr
 
 from service.guardian import Guardian, GuardianLostError, RemoveAtEnd, Start
 from service.home import SERVER_FILE, ServerAddresses, lock_home, write_addresses
 from service.local_servers import LOOPBACK, MAX_LOG_BYTES, LocalServer, mlflow_server, open_log, ray_head
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.server import Server
 
 DEFAULT_PORT: Final = 8900
+RAY_TOKEN_FILE: Final = "ray-token"  # noqa: S105 - a file name
+"""In the home folder while it is served: what Ray's dashboard asks for in a browser."""
 ROUNDS: Final = 3
 """Times that ports are chosen anew when somebody else takes one between choosing and listening."""
 RESTARTS: Final = 5
@@ -165,7 +169,7 @@ def _serve_round(
     api: _Api | None = None
     try:
         servers = _Servers(guardian, options.home, _local_servers(guardian, options))
-        api = _Api(options, listener, servers.addresses(_url_of(listener)))
+        api = _Api(options, listener, servers.addresses(_url_of(listener)), servers.ray_token)
         while not stop.wait(POLL_S):
             servers.look()
             api.look()
@@ -187,9 +191,11 @@ def _local_servers(guardian: Guardian, options: ServeOptions) -> list[LocalServe
     if len(bytes(temp_dir)) > 40:
         temp_dir = Path("/tmp") / temp_dir.name  # noqa: S108 - private, and Ray's socket paths must be short
     guardian.send(RemoveAtEnd(str(temp_dir)))
-    guardian.send(RemoveAtEnd(str(options.home / SERVER_FILE)))
+    token_file = options.home / RAY_TOKEN_FILE
+    for file in (options.home / SERVER_FILE, token_file):
+        guardian.send(RemoveAtEnd(str(file)))
     temp_dir.mkdir(mode=0o700)
-    return [ray_head(temp_dir, options.num_cpus), mlflow_server(options.home)]
+    return [ray_head(temp_dir, token_file, options.num_cpus), mlflow_server(options.home)]
 
 
 def _url_of(listener: socket.socket) -> str:
@@ -202,6 +208,7 @@ class _Servers:
 
     def __init__(self, guardian: Guardian, home: Path, servers: Sequence[LocalServer]) -> None:
         self._guardian = guardian
+        self._http = httpx.Client(timeout=2, trust_env=False)
         self._servers = {server.name: server for server in servers}
         self._logs = {server.name: open_log(home, server.name) for server in servers}
         self._parts = {server.name: Part(server.name, server.url) for server in servers}
@@ -212,6 +219,12 @@ class _Servers:
     def parts(self) -> list[Part]:
         """How they stand."""
         return list(self._parts.values())
+
+    @property
+    def ray_token(self) -> SecretStr | None:
+        """What Ray asks for."""
+        token = self._servers["Ray"].token
+        return SecretStr(token) if token else None
 
     def addresses(self, url: str) -> ServerAddresses:
         """What others need to know to find everything."""
@@ -244,7 +257,8 @@ class _Servers:
 
     def _is_ready(self, server: LocalServer) -> bool:
         try:
-            if not httpx.get(server.url + server.ready_path, timeout=2, trust_env=False).is_success:
+            headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
+            if not self._http.get(server.url + server.ready_path, headers=headers).is_success:
                 return False
         except httpx.HTTPError:
             return False
@@ -271,12 +285,14 @@ def _last_lines(log: Path) -> str:
 class _Api:
     """The API in a thread of its own, so that signals stay with the main thread."""
 
-    def __init__(self, options: ServeOptions, listener: socket.socket, addresses: ServerAddresses) -> None:
+    def __init__(
+        self, options: ServeOptions, listener: socket.socket, addresses: ServerAddresses, ray_token: SecretStr | None
+    ) -> None:
         self.part = Part("API", addresses.url)
         self._home = options.home
         self._addresses = addresses
         self._log = open_log(options.home, "service")
-        self._server = _make_server(options, addresses, self._log)
+        self._server = _make_server(_settings(options, addresses, ray_token), options.host, self._log)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(listener.dup(),), name="api", daemon=True)
         self._thread.start()
@@ -303,18 +319,24 @@ class _Api:
             logging.getLogger(__name__).exception("The API ended")
 
 
-def _make_server(options: ServeOptions, addresses: ServerAddresses, log: Path) -> Server:
+def _settings(options: ServeOptions, addresses: ServerAddresses, ray_token: SecretStr | None) -> Settings:
+    return Settings(
+        home=options.home,
+        public_url=addresses.url,
+        ray_address=addresses.ray_url,
+        ray_token=ray_token,
+        mlflow_uri=addresses.mlflow_url,
+    )
+
+
+def _make_server(settings: Settings, host: str, log: Path) -> Server:
     """The API's server. Its imports take a second or two, in which Ray and MLflow start already."""
     from service.app import create_app  # noqa: PLC0415
     from service.server import Server  # noqa: PLC0415
-    from service.settings import Settings  # noqa: PLC0415
 
     handler = logging.handlers.RotatingFileHandler(log, maxBytes=MAX_LOG_BYTES, backupCount=1)
     logging.basicConfig(
         level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = Settings(
-        home=options.home, public_url=addresses.url, ray_address=addresses.ray_url, mlflow_uri=addresses.mlflow_url
-    )
-    return Server(create_app(settings), options.host, int(addresses.url.rpartition(":")[2]))
+    return Server(create_app(settings), host, int(settings.public_url.rpartition(":")[2]))

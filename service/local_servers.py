@@ -1,15 +1,18 @@
 """The Ray head and the MLflow server of an embedded service: command, environment, and how to see that each is ready.
 
 Everything listens on the loopback interface. Ray does so on Linux by the switch it has for macOS and Windows: with
-clusters off, head, raylet and agents take 127.0.0.1; `--node-ip-address 127.0.0.1` would become the outer address.
+clusters off, head, raylet and agents take 127.0.0.1; `--node-ip-address 127.0.0.1` would become the outer address. And
+Ray runs with a token of ours: without one, any program on this machine could have it run code; and it would take the
+one in `~/.ray`, where there is one, which the service does not know.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +32,10 @@ class LocalServer:
     port: int
     ready_path: str
     """Answers 200 when the server is ready."""
+    token: str | None = field(default=None, repr=False)
+    """The bearer token it asks for."""
+    token: str | None = None
+    """Bearer token that it asks for."""
 
     @property
     def url(self) -> str:
@@ -46,8 +53,12 @@ def free_ports(count: int) -> list[int]:
             s.close()
 
 
-def ray_head(temp_dir: Path, num_cpus: int | None) -> LocalServer:
+def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalServer:
     """A Ray head whose files lie in `temp_dir`, which must be short: paths of its sockets may have 107 bytes."""
+    token = secrets.token_hex(32)
+    token_file.unlink(missing_ok=True)
+    token_file.touch(mode=0o600)
+    token_file.write_text(token)
     dashboard, client_server, metrics = free_ports(3)
     argv = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -59,10 +70,13 @@ def ray_head(temp_dir: Path, num_cpus: int | None) -> LocalServer:
     ]
     env = {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "DASHBOARD_METRIC_PORT": str(metrics),
     }
-    return LocalServer("Ray", tuple(argv), _environment(env), dashboard, "/api/version")
+    return LocalServer("Ray", tuple(argv), _environment(env), dashboard, "/api/version", token)
 
 
 def mlflow_server(home: Path) -> LocalServer:

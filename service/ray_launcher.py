@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from service.launcher import DriverStatus, LauncherUnavailableError, LaunchRejectedError, Node, Phase
 
@@ -67,10 +67,11 @@ def command(python: Path, run_dir: Path) -> str:
 class RayLauncher:
     """Runs drivers by the Ray Jobs API."""
 
-    def __init__(self, address: str, python: Path) -> None:
+    def __init__(self, address: str, python: Path, token: SecretStr | None = None) -> None:
         """`address` is the dashboard's, e.g. `http://127.0.0.1:8265`; nothing is asked of it yet."""
         self._python = python
-        self._client = httpx.Client(base_url=address, timeout=TIMEOUT_S, trust_env=False)
+        headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+        self._client = httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     def nodes(self) -> Sequence[Node]:
         """The cluster's living machines."""

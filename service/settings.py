@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """Address of this service as the workers reach it, without a slash at the end."""
     ray_address: str = "http://127.0.0.1:8265"
     """Address of Ray's dashboard, which serves the Ray Jobs API."""
+    ray_token: SecretStr | None = None
+    """Token of a Ray cluster that runs with RAY_AUTH_MODE=token."""
     mlflow_uri: str | None = None
     """Address of the MLflow tracking server; unset: runs are not copied to MLflow."""
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] | None = None
@@ -35,7 +37,7 @@ class Settings(BaseSettings):
     the comparison. Unset: the service's home, the user's home, and the folder the service was started in."""
     python: Path = Path(sys.executable)
     """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Requests with a larger body are refused."""
     reconcile_interval_s: float = Field(default=0.5, gt=0)
     """Seconds between two looks at the cluster, when nothing asks for an earlier one."""
