@@ -33,8 +33,6 @@ class LocalServer:
     ready_path: str
     """Answers 200 when the server is ready."""
     token: str | None = field(default=None, repr=False)
-    """The bearer token it asks for."""
-    token: str | None = None
     """Bearer token that it asks for."""
 
     @property
