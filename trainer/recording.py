@@ -150,7 +150,7 @@ def _noise_metrics(noise: LabelNoiseRecord) -> dict[str, float]:
 
 def _suspect_precision(table: pa.Table) -> dict[str, float]:
     """Share of the most suspect examples that are mislabelled, among those whose clean label is known."""
-    known = table.filter(table["clean_label"].is_valid()).filter(table["suspicion"].is_valid())
+    known = table.select(["given_label", "clean_label", "suspicion"]).drop_null()
     if not len(known):
         return {}
     most_suspect = known.sort_by([("suspicion", "descending")]).slice(0, NUM_SUSPECTS)

@@ -1,0 +1,154 @@
+"""A run that was cut off goes on as if it had not been: the same figures, bit for bit, and each epoch once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training import (
+    ALONE,
+    IVON,
+    SGD,
+    Watcher,
+    context_for,
+    digits_spec,
+    figures,
+    noisy_digits,
+    published,
+    train_alone,
+)
+from trainer import checkpoint, loop
+from trainer.run_schema import Progress
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noisy_digits(tmp_path_factory.mktemp("digits"))
+
+
+class CutOffError(Exception):
+    """Stands for a kill at this moment: nothing is cleaned up by the run."""
+
+
+class CutAfter(Watcher):
+    """Cuts the run off when so many epochs are finished."""
+
+    def __init__(self, num_epochs: int) -> None:
+        super().__init__()
+        self.num_epochs = num_epochs
+
+    def progress(self, progress: Progress) -> None:
+        if progress.phase == "recording" and progress.epoch > self.num_epochs:
+            raise CutOffError
+
+
+def cut_off(run_dir: Path, spec: object, num_epochs: int, **more: object) -> None:
+    with pytest.raises(CutOffError):
+        loop.train(context_for(spec, run_dir, **more), ALONE, CutAfter(num_epochs))
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "model.pt", weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert figures(one) == figures(other)
+    assert published(one) == published(other)
+    for name in published(one):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("method", [IVON, SGD], ids=["ivon", "sgd"])
+@pytest.mark.parametrize("every_steps", [None, 8], ids=["at_an_epoch", "inside_an_epoch"])
+def test_goes_on_bit_for_bit(
+    manifest: Path, tmp_path: Path, method: dict[str, object], every_steps: int | None
+) -> None:
+    spec = digits_spec(
+        manifest,
+        method=method,
+        schedule={"epochs": 3, "warmup_epochs": 1},
+        fault_tolerance={"checkpoint_every_steps": every_steps},
+    )
+    train_alone(context_for(spec, tmp_path / "through"))
+    cut_off(tmp_path / "cut", spec, 1)
+    newest = checkpoint.newest_good([tmp_path / "cut"])
+    assert newest is not None
+    assert checkpoint.load(newest).batch == (0 if every_steps is None else 19)
+    watcher = Watcher()
+    train_alone(context_for(spec, tmp_path / "cut"), watcher)
+
+    assert [summary.epoch for summary in watcher.before] == [1]
+    assert [summary.epoch for summary in watcher.epochs] == [2, 3]
+    assert_same_run(tmp_path / "through", tmp_path / "cut")
+
+
+def test_next_attempt_takes_over_the_folder_of_the_one_before(manifest: Path, tmp_path: Path) -> None:
+    spec = digits_spec(manifest, schedule={"epochs": 3})
+    train_alone(context_for(spec, tmp_path / "through"))
+    cut_off(tmp_path / "attempt-1", spec, 1)
+    before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "attempt-1").rglob("*"))
+    resume_dirs = (str(tmp_path / "attempt-1"),)
+    train_alone(context_for(spec, tmp_path / "attempt-2", attempt=2, resume_dirs=resume_dirs))
+    assert before == sorted(path.relative_to(tmp_path) for path in (tmp_path / "attempt-1").rglob("*"))
+    shutil.rmtree(tmp_path / "attempt-1")
+    assert_same_run(tmp_path / "through", tmp_path / "attempt-2")
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped"])
+def test_torn_checkpoint_is_passed_over(manifest: Path, tmp_path: Path, harm: str) -> None:
+    spec = digits_spec(manifest, schedule={"epochs": 4})
+    train_alone(context_for(spec, tmp_path / "through"))
+    cut_off(tmp_path / "cut", spec, 2)
+    newest = checkpoint.newest_good([tmp_path / "cut"])
+    assert newest is not None
+    content = bytearray(newest.read_bytes())
+    if harm == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    watcher = Watcher()
+    train_alone(context_for(spec, tmp_path / "cut"), watcher)
+    assert [summary.epoch for summary in watcher.before] == [1]
+    assert_same_run(tmp_path / "through", tmp_path / "cut")
+
+
+def test_stopped_run_can_be_taken_up(manifest: Path, tmp_path: Path) -> None:
+    spec = digits_spec(manifest, schedule={"epochs": 3})
+    train_alone(context_for(spec, tmp_path / "through"))
+    stopped = train_alone(context_for(spec, tmp_path / "cut"), Watcher(stop_after_epoch=1))
+    assert stopped.outcome == "stopped"
+    assert train_alone(context_for(spec, tmp_path / "cut")).outcome == "succeeded"
+    assert_same_run(tmp_path / "through", tmp_path / "cut")
+
+
+def test_finished_run_is_only_summed_up_again(manifest: Path, tmp_path: Path) -> None:
+    spec = digits_spec(manifest)
+    first = train_alone(context_for(spec, tmp_path))
+    watcher = Watcher()
+    again = train_alone(context_for(spec, tmp_path), watcher)
+    assert watcher.epochs == []
+    assert again.metrics == first.metrics
+
+
+def test_other_data_is_refused(manifest: Path, tmp_path: Path) -> None:
+    train_alone(context_for(digits_spec(manifest), tmp_path / "run"))
+    other = tmp_path / "other"
+    shutil.copytree(manifest.parent, other)
+    changed = json.loads((other / "manifest.json").read_text())
+    changed["name"] = "renamed"
+    (other / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="is not the data set that this job began on"):
+        train_alone(context_for(digits_spec(other / "manifest.json"), tmp_path / "run"))
+
+
+def test_only_two_checkpoints_are_kept(manifest: Path, tmp_path: Path) -> None:
+    train_alone(context_for(digits_spec(manifest, fault_tolerance={"checkpoint_every_steps": 5}), tmp_path))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
