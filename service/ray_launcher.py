@@ -1,7 +1,8 @@
 """Launcher on a Ray cluster, over the dashboard's REST API. Ray itself is not imported: it would cost seconds at start.
 
 Facts about that API that bite (Ray 2.60): a submission id that exists answers 500, not 409; an unknown one 404 in plain
-text; after the head's restart every id is unknown. So a 500 is settled by asking for the id's status.
+text; after the head's restart every id is unknown. So a 500 is settled by asking for the id's status. And a head asks
+for a token not only where it is told to, but wherever there is a `~/.ray/auth_token`, which `ray.init()` leaves behind.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class RayLauncher:
         response = self._call("POST", "/api/jobs/", json=job, timeout=SUBMIT_TIMEOUT_S)
         if response.is_success:
             return
-        if response.is_client_error:
+        if response.status_code in {httpx.codes.BAD_REQUEST, httpx.codes.UNPROCESSABLE_ENTITY}:
             raise LaunchRejectedError(f"Ray refused the attempt: {_shortened(response.text)}")
         if self.status(submission_id).phase is Phase.LOST:
             raise LauncherUnavailableError(f"Ray could not take the attempt now: {_shortened(response.text)}")

@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 from service_stand_ins import STAND_IN_PYTHON, SubprocessLauncher
 
 from service.launcher import DriverStatus, Launcher, LauncherUnavailableError, Phase
+from service.local_servers import LocalServer
 from service.ray_launcher import RayLauncher
 
 RUNS = {Phase.PENDING, Phase.RUNNING}
-
-
-@pytest.fixture(scope="session")
-def ray_dashboard() -> Iterator[str]:
-    """A local Ray head, with everything of it gone afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: Ray puts sockets there
-    argv = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--port=0", "--num-cpus=2"]
-    argv += ["--include-dashboard=true", f"--dashboard-port={port}", "--disable-usage-stats", f"--temp-dir={folder}"]
-    environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(argv, stdout=log, stderr=log, env=environment, start_new_session=True)
-    family: list[psutil.Process] = []
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while not _answers(url):
-            assert head.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < deadline, "Ray's dashboard did not start"
-            time.sleep(0.5)
-        yield url
-        family = psutil.Process(head.pid).children(recursive=True)
-    finally:
-        head.send_signal(signal.SIGTERM)
-        head.wait(60)
-        _, left = psutil.wait_procs(family, timeout=20)
-        for process in left:
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(url: str) -> bool:
-    launcher = RayLauncher(url, STAND_IN_PYTHON)
-    try:
-        return bool(launcher.nodes())
-    except LauncherUnavailableError:
-        return False
-    finally:
-        launcher.close()
 
 
 @pytest.fixture(params=["subprocess", pytest.param("ray", marks=pytest.mark.slow)])
@@ -71,7 +27,8 @@ def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
         yield local
         local.lose_everything()
         return
-    remote = RayLauncher(request.getfixturevalue("ray_dashboard"), STAND_IN_PYTHON)
+    server = request.getfixturevalue("local_ray")
+    remote = RayLauncher(server.url, STAND_IN_PYTHON, SecretStr(server.token))
     yield remote
     remote.close()
 
@@ -159,5 +116,14 @@ def test_a_cluster_that_is_away_is_not_a_lost_attempt(tmp_path: Path) -> None:
     launcher = RayLauncher(f"http://127.0.0.1:{port}", STAND_IN_PYTHON)
     for ask in (launcher.nodes, lambda: launcher.status("x"), lambda: launcher.submit("x", tmp_path)):
         with pytest.raises(LauncherUnavailableError, match="ConnectError"):
+            ask()
+    launcher.close()
+
+
+@pytest.mark.slow
+def test_without_its_token_ray_is_away(local_ray: LocalServer, tmp_path: Path) -> None:
+    launcher = RayLauncher(local_ray.url, STAND_IN_PYTHON, SecretStr("wrong"))
+    for ask in (launcher.nodes, lambda: launcher.status("x"), lambda: launcher.submit("x", tmp_path)):
+        with pytest.raises(LauncherUnavailableError, match="40"):
             ask()
     launcher.close()
