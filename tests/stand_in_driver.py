@@ -1,6 +1,7 @@
 """Stands in for `python -m trainer.ray_entry <attempt dir>`: trains nothing, but speaks the trainer's protocol.
 
-What it does is the job's name: completes, breaks, waits, deaf (ignores a stop), no-result, torn, dies, dies-once.
+What it does is the job's name: completes, breaks, waits, deaf (ignores a stop), no-result, torn, dies; dies-once and
+waits-once do so in the first attempt and complete in the next.
 It is started by tests/stand_in_python.sh, which takes the place of the interpreter in the launcher's fixed command.
 """
 
@@ -27,7 +28,7 @@ def main(run_dir: Path) -> None:
     if behaviour == "dies" or (behaviour == "dies-once" and attempt == 1):
         beat(context, 1)
         os.kill(os.getpid(), signal.SIGKILL)
-    while behaviour in {"waits", "deaf"}:
+    while behaviour in {"waits", "deaf"} or (behaviour == "waits-once" and attempt == 1):
         time.sleep(0.05)
         action = beat(context, 0)
         if action == "stop" and behaviour == "waits":
