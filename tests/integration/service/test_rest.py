@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, connect_sse
-from service_stand_ins import RunningService, SubprocessLauncher, spec_json
+from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from trainer.spec import JobSpec
 
@@ -136,9 +136,15 @@ def test_a_stream_ends_when_the_server_stops(service: RunningService, manifest: 
     assert "end" not in {message.event for message in messages}  # so that a client comes back
 
 
-def test_links_to_mlflow(tmp_path: Path, service: RunningService, manifest: Path) -> None:
-    job = service.submit(manifest)
-    assert service.wait_for(job["id"], "SUCCEEDED")["links"]["mlflow"] is None  # no MLflow is configured
+def test_the_link_to_mlflow(tmp_path: Path, launcher: SubprocessLauncher, manifest: Path) -> None:
+    settings = {"allowed_roots": (manifest.parent.parent,), "mlflow_uri": "http://127.0.0.1:9/"}
+    with running_service(tmp_path / "home", launcher, **settings) as service:
+        job = service.submit(manifest)
+        assert job["links"]["mlflow"] is None
+        done = service.wait_for(job["id"], "SUCCEEDED")
+        assert done["links"]["mlflow"] == "http://127.0.0.1:9/#/experiments/e1/runs/r1"
+        ready = service.client.get("/readyz")
+        assert (ready.status_code, ready.json()["checks"]["mlflow"]) == (503, "unavailable (ConnectError)")
 
 
 def test_front_door_health_and_documents(service: RunningService) -> None:
