@@ -7,14 +7,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
-from rich.columns import Columns
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from service.client import HushClient
 from service.jobs import JobState
 from service.schemas import ExampleView, JobView
-from service.screen import duration, plain_table
+from service.screen import duration, plain_table, print_examples
 from trainer.run_schema import Estimator
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NUM_SUSPECTS: Final = 100
 NUM_SHOWN: Final = 10
+PER_ROW: Final = 5
 WHITE: Final = 16.0
 """Brightest pixel of scikit-learn's digits."""
 
@@ -126,7 +127,7 @@ def print_report(console: Console, report: DemoReport) -> None:
     first = next((job for job in report.jobs if job.suspects), None)
     if first is not None:
         console.print(f"Most likely mislabelled, by {first.name}:\n")
-        console.print(Columns([_picture(e) for e in first.suspects], padding=(1, 3), width=12))
+        _print_pictures(console, first.suspects) if console.color_system else print_examples(first.suspects)
     console.print()
     for job in report.jobs:
         if job.mlflow:
@@ -144,6 +145,15 @@ def _figures(job: JobReport) -> list[str]:
 
 def _quantiles(quantiles: dict[str, float] | None) -> str:
     return "—" if quantiles is None else f"{quantiles['p50']:.2g} / {quantiles['p95']:.2g}"
+
+
+def _print_pictures(console: Console, examples: Sequence[ExampleView]) -> None:
+    """A few to a row."""
+    grid = Table.grid(padding=(0, 3))
+    for start in range(0, len(examples), PER_ROW):
+        grid.add_row(*(_picture(example) for example in examples[start : start + PER_ROW]))
+        grid.add_row()
+    console.print(grid)
 
 
 def _picture(example: ExampleView) -> Text:

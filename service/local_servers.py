@@ -19,6 +19,9 @@ from typing import Final
 LOOPBACK: Final = "127.0.0.1"
 OBJECT_STORE_BYTES: Final = 200 * 1024**2
 """Ray's shared memory. Pictures and weights never go through it; Ray's least is 75 MB."""
+MLFLOW_PORT: Final = 8901
+RAY_PORT: Final = 8902
+"""Preferred, so that links to a run and open pages are good again after a restart."""
 MAX_LOG_BYTES: Final = 10 * 1024**2
 
 
@@ -41,14 +44,24 @@ class LocalServer:
         return f"http://{LOOPBACK}:{self.port}"
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different. Whoever starts a server on one checks later that it is his."""
-    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+def free_ports(*preferred: int) -> list[int]:
+    """For each preferred port (0: none), that one or else another that nobody listens on now; all different.
+
+    Whoever starts a server on one has to check that it is his which listens there.
+    """
+    sockets = [_listen(port) for port in preferred]
     try:
         return [s.getsockname()[1] for s in sockets]
     finally:
         for s in sockets:
             s.close()
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server((LOOPBACK, port))
+    except OSError:
+        return socket.create_server((LOOPBACK, 0))
 
 
 def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalServer:
@@ -57,7 +70,7 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
     token_file.unlink(missing_ok=True)
     token_file.touch(mode=0o600)
     token_file.write_text(token)
-    dashboard, client_server, metrics = free_ports(3)
+    dashboard, client_server, metrics = free_ports(RAY_PORT, 0, 0)
     argv = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--port", "0", "--min-worker-port", "0", "--max-worker-port", "0"),
@@ -79,7 +92,7 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
 
 def mlflow_server(home: Path) -> LocalServer:
     """An MLflow server on SQLite that also serves the artifacts; its job runners (2 GB, a minute to start) stay off."""
-    (port,) = free_ports(1)
+    (port,) = free_ports(MLFLOW_PORT)
     hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")]
     argv = [
         *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),

@@ -66,12 +66,16 @@ def load_spec(path: str | Path, overrides: Mapping[str, object] | None = None) -
 
 
 def _override(content: object, field: str, value: object) -> None:
-    """Set a field of what a file holds; where that is no mapping, validation will say so."""
-    *outer, last = field.split(".")
-    for name in outer:
-        content = content.setdefault(name, {}) if isinstance(content, dict) else None
-    if isinstance(content, dict):
-        content[last] = value
+    """Set a field of what a file holds; whether there is such a field, validation will say."""
+    if not isinstance(content, dict):
+        return
+    outer, _, inner = field.partition(".")
+    if not inner:
+        content[outer] = value
+        return
+    if not isinstance(content.get(outer), dict):
+        content[outer] = {}
+    _override(content[outer], inner, value)
 
 
 def field_errors(errors: Sequence[ErrorDetails], root: type[BaseModel] = JobSpec) -> tuple[FieldError, ...]:

@@ -1,0 +1,113 @@
+"""The command line without a service: what it says when something is wrong, and how fast it starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_data import build_digits
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.spec_file import read_job
+
+SPEC = """
+name: digits
+data: {manifest: shards/manifest.json, batch_size: 8, image_size: 8}
+method: {kind: sgd, lr: 0.5}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "specs" / "job.yaml"
+    path.parent.mkdir()
+    path.write_text(SPEC)
+    return path
+
+
+def run(*argv: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(argv), env={"HUSH_URL": "http://127.0.0.1:9", "COLUMNS": "120"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, contextlib, service.cli\n"
+        "with contextlib.suppress(SystemExit): service.cli.app(['--help'])\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "hush demo" in done.stdout
+    for heavy in ("torch", "ray", "mlflow", "fastapi", "pydantic", "httpx", "numpy", "sqlalchemy"):
+        assert f"'{heavy}'" not in done.stderr, heavy
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "submit", "jobs", "show", "events", "cancel", "examples", "demo", "data", "data build"]
+)
+def test_every_command_teaches(command: str) -> None:
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_a_bad_spec_is_one_line_and_code_2(spec: Path) -> None:
+    spec.write_text(SPEC.replace("lr: 0.5", "lr: -1"))
+    code, out, err = run("submit", str(spec))
+    assert (code, out) == (2, "")
+    assert err == f"hush: {spec}: method.lr = -1: must be greater than 0\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.lr", "--set method.lr: must be FIELD=VALUE, e.g. method.lr=0.1"),
+        ("=3", "--set =3: must be FIELD=VALUE, e.g. method.lr=0.1"),
+        ("method.lr=[", "'[' is not YAML"),
+        ("methd.lr=1", "methd"),
+        ("name.first=x", "name = {'first': 'x'}: must be a valid string"),
+        ("method.momentum=2", "method.momentum = 2"),
+    ],
+)
+def test_a_bad_override_names_itself(spec: Path, override: str, message: str) -> None:
+    code, out, err = run("submit", str(spec), "--set", override)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_overrides_are_yaml(spec: Path) -> None:
+    job = read_job(spec, ["method.lr=1e-2", "schedule.epochs=3", "label_noise.num_examples=all", "data.image_size=16"])
+    assert job.method.lr == 0.01
+    assert (job.schedule.epochs, job.label_noise.num_examples, job.data.image_size) == (3, "all", 16)
+
+
+def test_a_relative_manifest_is_seen_from_here_first(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_digits(spec.parent / "shards")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert read_job(spec).data.manifest == str(spec.parent / "shards/manifest.json")
+    build_digits(here / "shards")
+    assert read_job(spec).data.manifest == str(here / "shards/manifest.json")
+
+
+def test_nobody_answers(spec: Path) -> None:
+    for argv in (["jobs"], ["submit", str(spec)], ["show", "digits"], ["events", "digits", "--follow"]):
+        code, out, err = run(*argv)
+        assert (code, out) == (2, "")
+        assert "nobody answers at http://127.0.0.1:9" in err
+        assert "hush serve" in err
+        assert err.count("\n") == 1
+
+
+def test_wrong_options_say_what_is_allowed() -> None:
+    assert "QUEUED, STARTING" in run("jobs", "--state", "DONE")[2]
+    code, _, err = run("serve", "--host", "0.0.0.0", "--home", "/nonexistent")
+    assert code == 2
+    assert "loopback" in err
