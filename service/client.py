@@ -28,7 +28,6 @@ from service.schemas import (
     ExamplePage,
     ExampleSort,
     ExampleView,
-    Health,
     JobPage,
     JobView,
     MetricsView,
@@ -111,10 +110,6 @@ class HushClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def ready(self) -> Health:
-        """What is ready of the service, and what is not."""
-        return self._parse(Health, self._send("GET", "/readyz", may_be_unready=True))
 
     def submit(self, spec: JobSpec, idempotency_key: str | None = None) -> JobView:
         """Submit a job; safe to repeat with the same key. Without one, a lost answer is asked for again here."""
@@ -218,14 +213,13 @@ class HushClient:
         params: Mapping[str, str | None] | None = None,
         json: object = None,
         headers: Mapping[str, str] | None = None,
-        may_be_unready: bool = False,
     ) -> httpx.Response:
         given = {key: value for key, value in (params or {}).items() if value is not None}
         try:
             response = self._http.request(method, path, params=given, json=json, headers=headers)
         except httpx.TransportError as error:
             raise self._unreachable(error) from None
-        if not response.is_success and not (may_be_unready and response.status_code == HTTPStatus.SERVICE_UNAVAILABLE):
+        if not response.is_success:
             raise self._refusal(response)
         return response
 
