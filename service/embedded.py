@@ -195,7 +195,7 @@ def _local_servers(guardian: Guardian, options: ServeOptions) -> list[LocalServe
     for file in (options.home / SERVER_FILE, token_file):
         guardian.send(RemoveAtEnd(str(file)))
     temp_dir.mkdir(mode=0o700)
-    return [ray_head(temp_dir, token_file, options.num_cpus), mlflow_server(options.home)]
+    return [ray_head(temp_dir, token_file, options.num_cpus), mlflow_server(options.home, temp_dir)]
 
 
 def _url_of(listener: socket.socket) -> str:

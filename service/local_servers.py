@@ -80,6 +80,7 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
         *("--temp-dir", str(temp_dir), "--include-log-monitor", "false", "--no-monitor", "--disable-usage-stats"),
     ]
     env = {
+        "TMPDIR": str(temp_dir),  # so that what killed processes leave there goes with it
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -90,7 +91,7 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
     return LocalServer("Ray", tuple(argv), _environment(env), dashboard, "/api/version", token)
 
 
-def mlflow_server(home: Path) -> LocalServer:
+def mlflow_server(home: Path, temp_dir: Path) -> LocalServer:
     """An MLflow server on SQLite that also serves the artifacts; its job runners (2 GB, a minute to start) stay off."""
     (port,) = free_ports(MLFLOW_PORT)
     hosts = [f"{name}:{port}" for name in (LOOPBACK, "localhost")]
@@ -102,6 +103,7 @@ def mlflow_server(home: Path) -> LocalServer:
         *("--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts)),
     ]
     env = {
+        "TMPDIR": str(temp_dir),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
