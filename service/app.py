@@ -9,6 +9,7 @@ from functools import partial
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service.attempts import AttemptFolders
 from service.body_limit import BodyLimit
@@ -48,7 +49,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
             closing.set()
             await anyio.to_thread.run_sync(_close, context)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs without a CDN
         title="Hush",
         version="1",
         description=_DESCRIPTION,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,7 +150,11 @@ def test_the_link_to_mlflow(tmp_path: Path, launcher: SubprocessLauncher, manife
 
 def test_front_door_health_and_documents(service: RunningService) -> None:
     assert service.client.get("/").headers["location"] == "/docs"
-    assert service.client.get("/docs").status_code == 200
+    page = service.client.get("/docs")
+    assert page.status_code == 200
+    assert "//" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', page.text)), "the page must need no other host"
+    for address in re.findall(r'(?:src|href)="([^"]*)"', page.text):
+        assert service.client.get(address).status_code == 200, address
     assert service.client.get("/healthz").json() == {"status": "ok", "checks": {}}
     ready = service.client.get("/readyz").json()
     assert ready == {"status": "ok", "checks": {"database": "ok", "reconciler": "ok", "ray": "ok"}}
