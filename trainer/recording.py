@@ -141,7 +141,7 @@ def _publish(run: Run, position: Position, epoch: int, noise: LabelNoiseRecord, 
 
 
 def _noise_metrics(noise: LabelNoiseRecord) -> dict[str, float]:
-    metrics = {}
+    metrics: dict[str, float] = {}
     for estimator, histogram in noise.overall.items():
         metrics |= {f"label_noise/{estimator}/{name}": value for name, value in histogram.quantiles.items()}
         metrics[f"label_noise/{estimator}/mean"] = histogram.mean

@@ -91,7 +91,7 @@ def build_run(context: AttemptContext, ranks: Ranks, data: JobData, supervisor: 
     """Build network, method and meters. Every rank builds the same weights from the seed."""
     spec, classes = context.spec, data.manifest.classes
     network = build_model(spec.model, len(classes), seed=spec.seed)
-    network = network.to(device=ranks.device, memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last).to(ranks.device)
     with ddp.without_compiler():
         optimizer = build_optimizer(spec.method, network, num_examples=len(data.train.table), seed=spec.seed)
 
