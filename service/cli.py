@@ -231,7 +231,7 @@ def examples_command(
     """
     from itertools import islice
 
-    from service.screen import example_sort, print_examples
+    from service.screen import console, example_sort, examples_table
 
     with _one_line_errors(), _client(url, home) as client:
         job_id = _job_id(client, job)
@@ -241,7 +241,7 @@ def examples_command(
     if as_json:
         _print_json_list(examples)
     else:
-        print_examples(examples)
+        console().print(examples_table(examples) if examples else "no examples")
 
 
 @app.command("demo")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from service.client import Happening, HushClient, HushError
-from service.demo_report import DemoReport, JobReport, Timing, job_report, print_report
+from service.demo_report import DemoReport, Timing, job_report, job_timing, print_report
 from service.embedded import Part, ServeOptions, StopSignals, serve
 from service.follow import JobScreen
 from service.home import find_server
@@ -129,7 +129,7 @@ class _Demo:
         if self.options.as_json:
             print(self.report.model_copy(update={"timing": self.timing}).model_dump_json())
         else:
-            self.console.print(Text(self.timing.line(), style="dim"), soft_wrap=True)
+            self.console.print(Text(self.timing.lines(), style="dim"), soft_wrap=True)
         return SUCCEEDED if all(job.state is JobState.SUCCEEDED for job in self.report.jobs) else FAILED
 
     def say(self, mark: str, what: str, text: str, seconds: float | None = None) -> None:
@@ -170,8 +170,9 @@ class _Demo:
         return [ended[job.id] for job in jobs]
 
     def _report(self, client: HushClient, jobs: Sequence[JobView]) -> None:
-        self.timing.add_jobs(jobs)
-        reports: list[JobReport] = [job_report(client, job) for job in jobs]
+        for job in jobs:
+            self.timing.jobs[job.name] = job_timing(list(client.events(job.id)))
+        reports = [job_report(client, job) for job in jobs]
         self.report = DemoReport(jobs=reports, api_docs=f"{client.url}/docs", timing=self.timing)
         print_report(self.console, self.report)
         if self.options.keep:
@@ -200,7 +201,6 @@ def _follow(client: HushClient, job_id: str, happenings: queue.Queue[tuple[str, 
 
 
 def _specs(manifest: Path) -> list[JobSpec]:
-    """The demo's jobs: files of the examples folder, which a clone has beside the package and a wheel inside it."""
-    package = Path(__file__).parent
-    folder = next(f for f in (package / "examples", package.parent / "examples") if (f / SPECS[0]).exists())
+    """The demo's jobs. `service/examples` is a link to the examples folder of a clone, and a copy of it in a wheel."""
+    folder = Path(__file__).parent / "examples"
     return [load_spec(folder / name, {"data.manifest": str(manifest)}) for name in SPECS]

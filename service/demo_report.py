@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -12,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from service.client import HushClient
-from service.jobs import JobState
-from service.schemas import ExampleView, JobView
-from service.screen import duration, plain_table, print_examples
+from service.jobs import TERMINAL_STATES, JobState
+from service.schemas import EventView, ExampleView, JobView
+from service.screen import duration, examples_table, plain_table
 from trainer.run_schema import Estimator
 
 if TYPE_CHECKING:
@@ -28,35 +29,38 @@ WHITE: Final = 16.0
 """Brightest pixel of scikit-learn's digits."""
 
 
+class JobTiming(BaseModel):
+    """Where the time of a job went, in seconds; null for what it did not come to."""
+
+    queued_s: float | None = None
+    """From submitted until handed to Ray: the start of Ray, or another job that needs the CPUs."""
+    starting_s: float | None = None
+    """From there until the first sign of rank 0: processes and imports."""
+    training_s: float | None = None
+    """From there to the end."""
+
+
 class Timing(BaseModel):
-    """Where the time went, in seconds."""
+    """Where the time of the demo went, in seconds."""
 
     data_s: float = 0
     """Building the data set, while the service started."""
     parts_ready_s: dict[str, float] = {}
     """From the start of each part until it answered; empty if the service ran already."""
-    waiting_s: dict[str, float] = {}
-    """By job: from submitted to the first sign of rank 0. Jobs may wait for each other."""
-    training_s: dict[str, float] = {}
-    """By job: from there to its end."""
+    jobs: dict[str, JobTiming] = {}
     total_s: float = 0
 
-    def add_jobs(self, jobs: Sequence[JobView]) -> None:
-        """Take the times of ended jobs."""
-        for job in jobs:
-            if job.started_at and job.ended_at:
-                self.waiting_s[job.name] = (job.started_at - job.created_at).total_seconds()
-                self.training_s[job.name] = (job.ended_at - job.started_at).total_seconds()
-
-    def line(self) -> str:
-        """All of it in a line."""
-        parts = [f"{name} {seconds:.0f} s" for name, seconds in self.parts_ready_s.items()]
-        jobs = [
-            f"{name}: waited {duration(self.waiting_s[name])}, trained {duration(self.training_s[name])}"
-            for name in self.training_s
-        ]
-        starts = [f"start of {', '.join(parts)}"] if parts else []
-        return f"time {duration(self.total_s)} · " + " · ".join([*starts, f"data {self.data_s:.0f} s", *jobs])
+    def lines(self) -> str:
+        """All of it: a line for the whole, and one for each job."""
+        first = [f"time {duration(self.total_s)}"]
+        first += [f"{name} up after {seconds:.0f} s" for name, seconds in self.parts_ready_s.items()]
+        first += [f"data built in {self.data_s:.0f} s"]
+        lines = [" · ".join(first)]
+        for name, job in self.jobs.items():
+            spans = {"queued": job.queued_s, "starting": job.starting_s, "training": job.training_s}
+            known = [f"{what} {duration(seconds)}" for what, seconds in spans.items() if seconds is not None]
+            lines.append(f"{name}: {' · '.join(known)}")
+        return "\n".join(lines)
 
 
 class JobReport(BaseModel):
@@ -86,6 +90,23 @@ class DemoReport(BaseModel):
     timing: Timing
 
 
+def job_timing(events: Sequence[EventView]) -> JobTiming:
+    """From a job's events; of an attempt that was repeated, the first one's start."""
+    at: dict[str, datetime] = {}
+    for event in events:
+        what = "ended" if event.state in TERMINAL_STATES else event.state.value
+        at.setdefault(what, event.time)
+
+    def between(start: str, end: str) -> float | None:
+        return (at[end] - at[start]).total_seconds() if start in at and end in at else None
+
+    return JobTiming(
+        queued_s=between("QUEUED", "STARTING"),
+        starting_s=between("STARTING", "RUNNING"),
+        training_s=between("RUNNING", "ended"),
+    )
+
+
 def job_report(client: HushClient, job: JobView) -> JobReport:
     """Ask the service for all that the report says of a job."""
     report = JobReport(id=job.id, name=job.name, state=job.state, message=job.message, mlflow=job.links.mlflow)
@@ -108,7 +129,7 @@ def job_report(client: HushClient, job: JobView) -> JobReport:
 
 def print_report(console: Console, report: DemoReport) -> None:
     """Tables, pictures and addresses."""
-    figures = ("accuracy", "NLL", "ECE", "‖ε‖ exact", "‖ε‖ linearised", "wrong in top 100")
+    figures = ("accuracy", "NLL", "ECE", "‖ε‖ exact", "‖ε‖ linearised", "mislabelled in top 100")
     table = plain_table("test set", *figures, right=figures)
     for job in report.jobs:
         if job.state is JobState.SUCCEEDED:
@@ -127,7 +148,7 @@ def print_report(console: Console, report: DemoReport) -> None:
     first = next((job for job in report.jobs if job.suspects), None)
     if first is not None:
         console.print(f"Most likely mislabelled, by {first.name}:\n")
-        _print_pictures(console, first.suspects) if console.color_system else print_examples(first.suspects)
+        console.print(_pictures(first.suspects) if console.color_system else examples_table(first.suspects))
     console.print()
     for job in report.jobs:
         if job.mlflow:
@@ -147,13 +168,13 @@ def _quantiles(quantiles: dict[str, float] | None) -> str:
     return "—" if quantiles is None else f"{quantiles['p50']:.2g} / {quantiles['p95']:.2g}"
 
 
-def _print_pictures(console: Console, examples: Sequence[ExampleView]) -> None:
+def _pictures(examples: Sequence[ExampleView]) -> Table:
     """A few to a row."""
     grid = Table.grid(padding=(0, 3))
     for start in range(0, len(examples), PER_ROW):
         grid.add_row(*(_picture(example) for example in examples[start : start + PER_ROW]))
         grid.add_row()
-    console.print(grid)
+    return grid
 
 
 def _picture(example: ExampleView) -> Text:

@@ -21,6 +21,8 @@ from trainer.run_schema import Progress
 
 LINE_INTERVAL_S: Final = 10.0
 """Seconds between two lines about progress where there are no bars."""
+WIDE: Final = 120
+"""Columns from which the step is written beside the bar that shows it."""
 SUCCEEDED, NOT_SUCCEEDED, DETACHED = 0, 1, 130
 
 
@@ -31,12 +33,13 @@ class JobScreen:
         """`epoch_lines`: whether a finished epoch gets a line with its figures."""
         self._console = console
         self._epoch_lines = epoch_lines
-        self._names = {job.id: job.name if len(jobs) > 1 else "" for job in jobs}
+        width = max(len(job.name) for job in jobs)
+        self._names = {job.id: job.name.ljust(width) if len(jobs) > 1 else "" for job in jobs}
         self._spoken_at = dict.fromkeys(self._names, -LINE_INTERVAL_S)
         self._bars = Bars(
             TextColumn("{task.description}"),
             TextColumn("{task.fields[state]}"),
-            BarColumn(bar_width=24, style="dim", complete_style="cyan", finished_style="green"),
+            BarColumn(bar_width=20, style="dim", complete_style="cyan", finished_style="green"),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -62,7 +65,7 @@ class JobScreen:
                 self._bars.update(task, state=state_text(happening.state))
             case Progress():
                 # num_steps is 0 until the data set has been opened; a bar without a total moves to and fro.
-                figures = _figures(happening)
+                figures = _figures(happening, with_step=self._console.width >= WIDE)
                 self._bars.update(task, total=happening.num_steps or None, completed=happening.step, figures=figures)
                 self._maybe_print(job_id, figures)
             case JobView():
@@ -132,11 +135,11 @@ def _print_line(event: str, data: Happening) -> None:
     print(json.dumps({"event": event, "data": data.model_dump(mode="json")}), flush=True)
 
 
-def _figures(progress: Progress) -> Text:
+def _figures(progress: Progress, *, with_step: bool) -> Text:
     parts = [progress.phase if progress.epoch == 0 else f"epoch {progress.epoch}/{progress.num_epochs}"]
     if progress.epoch and progress.phase != "training":
         parts.append(progress.phase)
-    if progress.num_steps:
+    if with_step and progress.num_steps:
         parts.append(f"step {progress.step}/{progress.num_steps}")
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")

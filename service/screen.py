@@ -140,12 +140,9 @@ def print_event(event: EventView) -> None:
     console().print(event_line(event), soft_wrap=True)
 
 
-def print_examples(examples: Sequence[ExampleView]) -> None:
+def examples_table(examples: Sequence[ExampleView]) -> Table:
     """A line an example, the clean label where it is known."""
-    if not examples:
-        console().print("no examples")
-        return
-    numbers = ("", "p(given)", "loss", "ε exact", "suspicion")
+    numbers = ("", "p(given)", "ε exact", "suspicion")
     table = plain_table("", "example", "given", "predicted", "clean", *numbers[1:], right=numbers)
     for rank, example in enumerate(examples, 1):
         table.add_row(
@@ -155,11 +152,10 @@ def print_examples(examples: Sequence[ExampleView]) -> None:
             example.predicted_class,
             clean_text(example),
             f"{example.p_given:.3f}",
-            f"{example.loss:.2f}",
             "–" if example.epsilon_exact is None else f"{example.epsilon_exact:.4f}",
             f"{example.suspicion:.2f}",
         )
-    console().print(table)
+    return table
 
 
 def clean_text(example: ExampleView) -> Text:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import io
+from typing import Literal
+
 import numpy as np
 import pytest
+from rich.console import Console
 
-from service.demo_report import half_blocks
+from service.demo_report import DemoReport, half_blocks, print_report
+from service.schemas import ExampleView
 from service.screen import duration, epoch_figures, example_sort
+
+SUSPECT = {
+    "example_id": "digit-0001",
+    "shard": "s",
+    "given_class": "4",
+    "given_label": 4,
+    "clean_class": "3",
+    "clean_label": 3,
+    "predicted_class": "3",
+}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +41,53 @@ def test_sort_keys_are_checked() -> None:
     assert example_sort("loss") == "loss"
     with pytest.raises(ValueError, match="suspicion, ambiguity"):
         example_sort("beauty")
+
+
+REPORT = DemoReport.model_validate(
+    {
+        "api_docs": "http://127.0.0.1:1/docs",
+        "timing": {"total_s": 61, "data_s": 1.2, "parts_ready_s": {"API": 2}, "jobs": {"digits-ivon": {"queued_s": 8}}},
+        "jobs": [
+            {
+                "id": "1",
+                "name": "digits-ivon",
+                "state": "SUCCEEDED",
+                "message": None,
+                "mlflow": "http://127.0.0.1:2/#/runs/1",
+                "test_accuracy": 0.923,
+                "test_nll": 0.4,
+                "test_ece": 0.23,
+                "epsilon": {"exact": {"p50": 0.026, "p95": 0.052}},
+                "suspects": [dict.fromkeys(ExampleView.model_fields, 1) | SUSPECT],
+                "suspect_precision": 0.98,
+            },
+            {"id": "2", "name": "digits-sgd", "state": "FAILED", "message": "the loss is not finite", "mlflow": None},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize("color_system", [None, "truecolor"])
+def test_the_demo_s_report_says_it_all(color_system: Literal["truecolor"] | None) -> None:
+    out = io.StringIO()
+    print_report(Console(file=out, force_terminal=bool(color_system), color_system=color_system, width=100), REPORT)
+    for said in (
+        "92.3%",
+        "0.026 / 0.052",
+        "—",
+        "98%",
+        "the loss is not finite",
+        "http://127.0.0.1:2/#/runs/1",
+        "/docs",
+    ):
+        assert said in out.getvalue(), said
+    assert ("▀" in out.getvalue()) == bool(color_system)
+    assert REPORT.timing.lines() == "time 1:01 · API up after 2 s · data built in 1 s\ndigits-ivon: queued 8 s"
+
+
+def test_a_quiet_console_leaves_stdout_to_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(Console(quiet=True), REPORT)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_two_rows_of_pixels_make_a_line() -> None:
