@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.autograd.functional import hessian
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from trainer.label_noise.estimators import estimate, posterior_of
 from trainer.label_noise.glm import (
@@ -29,6 +30,7 @@ from trainer.label_noise.glm import (
     risk_gradient,
     variational_gradient,
     variational_gradient_step,
+    variational_objective,
     von_step,
     with_label_noise,
 )
@@ -209,6 +211,23 @@ def test_the_linearised_noise_is_a_draw_of_the_difference_to_first_order():
 
 
 # --------------------------------------------------------------------------------------------------------------- steps
+
+
+def test_the_objective_is_the_expected_loss_plus_the_divergence():
+    """Eq. 7 as a number: least squares in closed form, the divergence from torch.distributions."""
+    inputs_BD, labels_BC, posterior = normal(30, 4), normal(30, 1), GaussianPosterior(normal(4), wide(4))
+    problem = Problem(GAUSSIAN, design(inputs_BD), labels_BC, prior_precision=0.7)
+    f_B, covariance_PP = inputs_BD @ posterior.mean_P, posterior.covariance_PP
+    loss = (f_B.square() / 2 - labels_BC[:, 0] * f_B).sum() + (inputs_BD.T @ inputs_BD @ covariance_PP).trace() / 2
+    prior = MultivariateNormal(torch.zeros(4, dtype=torch.float64), precision_matrix=0.7 * torch.eye(4).double())
+    divergence = kl_divergence(MultivariateNormal(posterior.mean_P, covariance_PP), prior)
+    torch.testing.assert_close(variational_objective(problem, posterior), loss + divergence)
+
+
+def test_the_logistic_log_partition_keeps_its_digits():
+    f = torch.linspace(-60, 60, 241, dtype=torch.float64)
+    expected_values = torch.logaddexp(f, torch.zeros_like(f))
+    torch.testing.assert_close(BERNOULLI.log_partition(f[:, None]), expected_values, rtol=1e-15, atol=0)
 
 
 def test_theorem_1_over_a_whole_descent():
