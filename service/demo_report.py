@@ -129,17 +129,15 @@ def job_report(client: HushClient, job: JobView) -> JobReport:
 
 def print_report(console: Console, report: DemoReport) -> None:
     """Tables, pictures and addresses."""
-    figures = ("accuracy", "NLL", "ECE", "‖ε‖ exact", "‖ε‖ linearised", "mislabelled in top 100")
-    table = plain_table("test set", *figures, right=figures)
-    for job in report.jobs:
-        if job.state is JobState.SUCCEEDED:
-            table.add_row(job.name, *_figures(job))
+    succeeded = [job for job in report.jobs if job.state is JobState.SUCCEEDED]
     console.print()
-    if table.row_count:
+    if succeeded:
+        names = [job.name for job in succeeded]
+        table = plain_table("", *names, right=names)
+        for row in zip(_FIGURES, *(_figures(job) for job in succeeded), strict=True):
+            table.add_row(*row)
         console.print(table)
-        console.print(
-            Text("‖ε‖: median / 95th percentile of the label noise over the training examples\n", style="dim")
-        )
+        console.print(Text("‖ε‖: how much each training example's label is smoothed\n", style="dim"))
     for job in report.jobs:
         if job.state is not JobState.SUCCEEDED:
             console.print(
@@ -154,6 +152,13 @@ def print_report(console: Console, report: DemoReport) -> None:
         if job.mlflow:
             console.print(f"  {job.name:<20}  {job.mlflow}", soft_wrap=True)
     console.print(f"  {'API docs':<20}  {report.api_docs}\n", soft_wrap=True)
+
+
+_FIGURES: Final = (
+    *("test accuracy", "test NLL", "test ECE"),
+    *("‖ε‖ exact, median / p95", "‖ε‖ linearised, median / p95"),
+    f"wrong among the {NUM_SUSPECTS} most suspect",
+)
 
 
 def _figures(job: JobReport) -> list[str]:

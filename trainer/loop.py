@@ -128,6 +128,7 @@ def finish_epoch(run: Run, position: Position) -> None:
     epoch, step = position.epoch, position.step
     metrics = training_metrics(run, run.set_learning_rate(step - 1))
     metrics["train/accuracy"] = run.meters.epoch_accuracy()
+    run.pulse.epoch_ended(metrics.get("train/loss"))
     run.pulse.enter("evaluating", epoch=epoch, step=step)
     refresh_statistics(run, position)
     evaluations = evaluate_epoch(run, epoch)

@@ -66,6 +66,11 @@ class Pulse:
             self._window = _Since(now_s)
             self._report("training", epoch, step, now_s)
 
+    def epoch_ended(self, loss: float | None) -> None:
+        """Report the epoch's own figures from here on: it may have been shorter than a report's interval."""
+        self._loss = loss
+        self._rate = self.epoch_images_per_s()
+
     def epoch_images_per_s(self) -> float:
         """Throughput since the epoch's training began, over all ranks."""
         return self._epoch.images_per_s(time.perf_counter())
