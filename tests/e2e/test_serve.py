@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from marked_processes import MARK, marked, wait_until
-
-from service.home import find_server
+from marked_processes import marked, wait_until
+from serving import Serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-
-
-class Serving:
-    """A `hush serve` on a home of its own."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.home, self.mark = tmp_path / "home", uuid.uuid4().hex
-        # Ray's sockets need a short path, which pytest's folders are not.
-        self.temp = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
-        self.env = os.environ | {MARK: self.mark, "TMPDIR": str(self.temp), "HUSH_HOME": str(self.home)}
-        self.process = subprocess.Popen([*HUSH, "serve"], env=self.env, stderr=subprocess.PIPE, text=True)
-
-    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*HUSH, *argv], env=self.env, capture_output=True, text=True, check=False, timeout=120)
-
-    def runs(self, what: str) -> bool:
-        return any(what in " ".join(process.cmdline()) for process in marked(self.mark))
-
-    def wait_ready(self) -> str:
-        wait_until(lambda: find_server(self.home) is not None, "the API answers")
-        server = find_server(self.home)
-        assert server is not None
-
-        def ready() -> bool:
-            assert self.process.poll() is None
-            return httpx.get(f"{server.url}/readyz", trust_env=False, timeout=30).is_success
-
-        wait_until(ready, "Ray and MLflow are ready", timeout_s=240)
-        return server.url
-
-    def assert_nothing_left(self) -> None:
-        wait_until(lambda: not marked(self.mark), lambda: f"still there: {marked(self.mark)}")
-        assert list(self.temp.iterdir()) == []
-        assert not (self.home / "server.json").exists()
-        assert not (self.home / "ray-token").exists()
-        assert find_server(self.home) is None
-
-
-HUSH = [sys.executable, "-m", "service.cli"]
 
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Serving]:
     serving = Serving(tmp_path)
     yield serving
-    for process in marked(serving.mark):
-        process.kill()
-    serving.process.communicate()
-    shutil.rmtree(serving.temp)
+    serving.clear_up()
 
 
 def test_a_whole_life(serving: Serving) -> None:
@@ -93,8 +44,7 @@ def test_a_whole_life(serving: Serving) -> None:
     ray = json.loads((serving.home / "server.json").read_text())["ray_url"]
     assert httpx.get(f"{ray}/api/jobs/", trust_env=False).status_code == 401, "Ray asks for its token"
 
-    serving.process.send_signal(signal.SIGTERM)
-    assert serving.process.wait(60) == 0
+    assert serving.end() == 0
     serving.assert_nothing_left()
     after = serving.run("jobs")
     assert (after.returncode, after.stdout) == (2, "")
@@ -112,8 +62,7 @@ def test_sigkill_leaves_nothing(serving: Serving) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_ray_starts_leaves_nothing(serving: Serving, number: signal.Signals) -> None:
     wait_until(lambda: serving.runs("ray.scripts.scripts") or serving.runs("gcs_server"), "Ray is starting")
-    serving.process.send_signal(number)
-    assert serving.process.wait(60) == 0
+    assert serving.end(number) == 0
     serving.assert_nothing_left()
 
 
