@@ -2,7 +2,7 @@
 
 RuntimeError
 └── TrainingFailedError     trying again would end the same way
-    └── DivergedError       the weights are no longer finite
+    └── DivergedError       weights or predictions are no longer finite
 """
 
 from __future__ import annotations
@@ -13,4 +13,12 @@ class TrainingFailedError(RuntimeError):
 
 
 class DivergedError(TrainingFailedError):
-    """The weights are no longer finite numbers."""
+    """Weights or predictions are no longer finite numbers."""
+
+
+def diverged(what: str, lr: float) -> DivergedError:
+    """The error, with what to do about it. (A constructor of its own would keep Ray from unpickling it.)"""
+    return DivergedError(
+        f"training has diverged: {what} are not finite any more. method.lr = {lr:g} is probably too large;"
+        " schedule.warmup_epochs may help too"
+    )

@@ -12,6 +12,7 @@ from data_pipeline.augment import to_model_input
 from data_pipeline.loader import Batch
 from trainer import ddp
 from trainer.calibration import PredictionCounts
+from trainer.errors import diverged
 from trainer.job_data import EvaluatedSplit, JobData, label_kind
 from trainer.label_noise.estimators import posterior_of
 from trainer.ranks import Ranks
@@ -25,7 +26,7 @@ NUM_STATISTICS_EXAMPLES = 2048
 def evaluate_epoch(run: Run, epoch: int) -> dict[EvaluatedSplit, Evaluation]:
     """Evaluate the splits that are due after this epoch. Called by all ranks; all get the same figures.
 
-    The weights are the posterior mean where there is a posterior.
+    The weights are the posterior mean where there is a posterior. DivergedError if a prediction is not finite.
     """
     splits = due_splits(run.data, is_last=epoch == run.spec.schedule.epochs)
     return {split: _evaluate(run, split) for split in splits}
@@ -85,4 +86,6 @@ def _evaluate(run: Run, split: EvaluatedSplit) -> Evaluation:
     finally:
         run.network.train()
     run.ranks.sum_(counts.table)
+    if not counts.table.isfinite().all():
+        raise diverged(f"the predictions on {split}", run.spec.method.lr)
     return counts.evaluation(split, kind)

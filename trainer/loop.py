@@ -11,7 +11,7 @@ import torch
 from data_pipeline.augment import to_model_input
 from data_pipeline.errors import QuarantineLimitError
 from data_pipeline.loader import Batch
-from trainer.errors import DivergedError
+from trainer.errors import diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics
 from trainer.job_data import EvaluatedSplit, open_data
 from trainer.ranks import Ranks
@@ -115,10 +115,7 @@ def training_metrics(run: Run, rate: float) -> dict[str, float]:
     }
     if not torch.isfinite(torch.tensor(metrics["train/loss"])):
         if not all(bool(parameter.isfinite().all()) for parameter in run.network.parameters()):
-            raise DivergedError(
-                f"training has diverged: the weights are not finite any more. method.lr = {run.spec.method.lr:g} is"
-                " probably too large; schedule.warmup_epochs may help too"
-            )
+            raise diverged("the weights", run.spec.method.lr)
         del metrics["train/loss"]  # a step that the optimizer skipped: no number to show
     return metrics
 

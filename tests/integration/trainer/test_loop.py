@@ -13,7 +13,7 @@ from PIL import Image
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.sources.clothing1m import Clothing1M
 from tests.sample_data import make_clothing
-from tests.training import SGD, Watcher, context_for, digits_spec, figures, noisy_digits, published, train_alone
+from tests.training import IVON, SGD, Watcher, context_for, digits_spec, figures, noisy_digits, published, train_alone
 from trainer.errors import DivergedError
 from trainer.model import build_model
 from trainer.run_schema import EXAMPLE_COLUMNS, METRICS, QUANTILES, EvaluationReport, LabelNoiseRecord
@@ -126,6 +126,13 @@ def test_stopping_keeps_what_there_is(manifest: Path, tmp_path: Path) -> None:
 def test_divergence_is_said_in_words(manifest: Path, tmp_path: Path) -> None:
     spec = digits_spec(manifest, method={"kind": "sgd", "lr": 1e30})
     with pytest.raises(DivergedError, match=r"method\.lr = 1e\+30"):
+        train_alone(context_for(spec, tmp_path))
+
+
+def test_predictions_that_are_not_finite_are_divergence_too(manifest: Path, tmp_path: Path) -> None:
+    """IVON skips steps whose gradient is not finite: the weights stay finite, of no use as they are."""
+    spec = digits_spec(manifest, method={**IVON, "lr": 1e25})
+    with pytest.raises(DivergedError, match=r"the predictions on val are not finite .* method\.lr = 1e\+25"):
         train_alone(context_for(spec, tmp_path))
 
 
