@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import secrets
 import sys
 from pathlib import Path
 
 from data_pipeline.manifest import Manifest
+from trainer.run_schema import ATTEMPT_FILE, JOURNAL_FILE, AttemptContext
+from trainer.spec import JobSpec
 from trainer.spec_errors import load_spec
 
 EPILOG = """\
@@ -49,18 +53,20 @@ def main(argv: list[str] | None = None) -> int:
     from trainer.attempt import run_attempt  # noqa: PLC0415
     from trainer.errors import TrainingFailedError  # noqa: PLC0415
     from trainer.ranks import joined_ranks  # noqa: PLC0415
-    from trainer.run_schema import ATTEMPT_FILE, AttemptContext  # noqa: PLC0415
 
     context = AttemptContext(
-        job_id=spec.name, attempt=1, spec=spec, run_dir=str(run_dir.resolve()), mlflow_uri=arguments.mlflow_uri
+        job_id=_job_id(spec, run_dir, resume=arguments.resume),
+        attempt=1,
+        spec=spec,
+        run_dir=str(run_dir.resolve()),
+        mlflow_uri=arguments.mlflow_uri,
     )
     if "LOCAL_WORLD_SIZE" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         with joined_ranks(use_gpu=spec.resources.gpus_per_worker > 0) as ranks:
             if ranks.is_main:
-                run_dir.mkdir(parents=True, exist_ok=True)
-                (run_dir / ATTEMPT_FILE).write_text(context.model_dump_json(indent=2) + "\n")
+                _prepare_run_dir(run_dir, context)
             result = run_attempt(context, ranks)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -89,8 +95,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_run_dir(run_dir: Path, *, resume: bool) -> None:
     """Refuse to overwrite a run that nobody asked to continue."""
-    if not resume and (run_dir / "journal.jsonl").exists() and os.environ.get("RANK", "0") == "0":
+    if not resume and (run_dir / JOURNAL_FILE).exists() and os.environ.get("RANK", "0") == "0":
         raise ValueError(f"--run-dir = {str(run_dir)!r}: holds a run already; give another folder, or --resume")
+
+
+def _job_id(spec: JobSpec, run_dir: Path, *, resume: bool) -> str:
+    """Another for each training, also of one name: MLflow's run is found by it. A resumed one keeps its own."""
+    if resume:
+        with contextlib.suppress(OSError, ValueError):
+            return AttemptContext.model_validate_json((run_dir / ATTEMPT_FILE).read_bytes()).job_id
+    return f"{spec.name}-{secrets.token_hex(4)}"
+
+
+def _prepare_run_dir(run_dir: Path, context: AttemptContext) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ATTEMPT_FILE).write_text(context.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"--run-dir = {str(run_dir)!r}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

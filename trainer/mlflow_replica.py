@@ -197,12 +197,14 @@ def _batches(items: list[Item], size: int) -> Iterator[list[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _status(outcome: Outcome) -> Literal["FINISHED", "KILLED"]:
+def _status(outcome: Outcome) -> Literal["FINISHED", "KILLED", "FAILED"]:
     match outcome:
         case "succeeded":
             return "FINISHED"
         case "stopped":
             return "KILLED"
+        case "failed":  # of a job that is taken up again, until then
+            return "FAILED"
         case _:
             assert_never(outcome)
 
@@ -224,8 +226,8 @@ class Parent:
             match line.split():
                 case ["begin"]:
                     self.begun.set()
-                case ["finish", ("succeeded" | "stopped") as outcome]:
-                    self.outcome = "succeeded" if outcome == "succeeded" else "stopped"
+                case ["finish", "succeeded" | "stopped" | "failed" as outcome]:
+                    self.outcome = outcome
                     self.finished.set()
         os._exit(0)  # training is gone, and whoever takes it up will go on copying: leave at once, even amid a request
 

@@ -23,7 +23,10 @@ MLFLOW_FILE: Final = "mlflow.json"
 FINISH_TIMEOUT_S = 120.0
 """How long the end of a training waits for a server that is taking things in; one that is away is given up sooner."""
 
-Outcome = Literal["succeeded", "stopped"]
+FAILED_TIMEOUT_S = 20.0
+"""The same at the end of one that failed: what went wrong should be told soon."""
+
+Outcome = Literal["succeeded", "stopped", "failed"]
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,8 @@ class ReplicaProcess:
     ) -> None:
         """End the process if it is still there: it sees its standard input close, as it would if we were killed."""
         assert self._process is not None
+        if isinstance(error, Exception):
+            self.finish("failed", FAILED_TIMEOUT_S)
         self._stdin.close()
         try:
             self._process.wait(timeout=5)
@@ -80,12 +85,12 @@ class ReplicaProcess:
         """The journal is ready to be read."""
         self._say("begin")
 
-    def finish(self, outcome: Outcome) -> None:
+    def finish(self, outcome: Outcome, timeout_s: float = FINISH_TIMEOUT_S) -> None:
         """The journal is complete: wait until all of it is copied, but not for ever."""
         self._say(f"finish {outcome}")
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=FINISH_TIMEOUT_S)
+            code = self._process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             code = None
         if code != 0:

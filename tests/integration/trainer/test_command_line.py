@@ -61,7 +61,9 @@ def test_trains_resumes_and_guards_what_is_there(folder: Path) -> None:
     done = call(job, "--run-dir", "first", cwd=folder)
     assert (done.returncode, done.stdout) == (0, "succeeded after 1 epochs, 21 steps: first\n")
     assert "epoch 1 done: train/loss" in done.stderr
-    assert json.loads((folder / "first/result.json").read_text())["outcome"] == "succeeded"
+    result = json.loads((folder / "first/result.json").read_text())
+    assert result["outcome"] == "succeeded"
+    assert result["job_id"].startswith("digits-"), "trainings of one name are told apart"
 
     again = call(job, "--run-dir", "first", cwd=folder)
     assert again.returncode == 2
@@ -70,8 +72,16 @@ def test_trains_resumes_and_guards_what_is_there(folder: Path) -> None:
     longer = write_job(folder / "longer.yaml", schedule={"epochs": 2, "decay": "step"})
     more = call(longer, "--run-dir", "first", "--resume", cwd=folder)
     assert (more.returncode, more.stdout) == (0, "succeeded after 2 epochs, 42 steps: first\n")
+    assert json.loads((folder / "first/result.json").read_text())["job_id"] == result["job_id"]
     assert "resuming after epoch 1" in more.stderr
     assert "epoch 1 done" not in more.stderr
+
+
+def test_run_folder_that_cannot_be_is_one_line(folder: Path) -> None:
+    job = write_job(folder / "job.yaml")
+    done = call(job, "--run-dir", "job.yaml/run", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr == "--run-dir = 'job.yaml/run': cannot be written: Not a directory\n"
 
 
 def test_gpu_that_is_not_there_is_said(folder: Path) -> None:

@@ -114,6 +114,19 @@ def test_run_is_followed_while_it_trains(run: Path, tmp_path: Path, store: str) 
         assert stored(client, result.mlflow_run_id, name) == points
 
 
+def test_run_of_a_training_that_failed_says_so(run: Path, tmp_path: Path, store: str) -> None:
+    main([str(run), "--mlflow-uri", store])  # makes the store's tables, which take longer than a failure waits
+    spec = AttemptContext.model_validate_json((run / ATTEMPT_FILE).read_bytes()).spec
+    context = context_for(spec, tmp_path / "attempt", job_id="job-2", mlflow_uri=store)
+    (tmp_path / "attempt").mkdir()
+    write_context(context)
+    with pytest.raises(ValueError, match="diverged"), ReplicaProcess(context):
+        raise ValueError("diverged")
+    found = read_mlflow_run(tmp_path / "attempt")
+    assert found is not None
+    assert mlflow.MlflowClient(store).get_run(found.run_id).info.status == "FAILED"
+
+
 def test_absent_server_stops_nothing(run: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     spec = AttemptContext.model_validate_json((run / ATTEMPT_FILE).read_bytes()).spec
