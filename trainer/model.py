@@ -55,7 +55,10 @@ def _resnet(arch: str, num_classes: int, *, imagenet: bool) -> nn.Module:
     # Imported here: torchvision takes seconds (it pulls in torch's compiler), and small_cnn does without.
     from torchvision.models import get_model  # noqa: PLC0415 (see above)
 
-    model: nn.Module = get_model(arch, weights="DEFAULT" if imagenet else None)
+    try:
+        model: nn.Module = get_model(arch, weights="DEFAULT" if imagenet else None)
+    except OSError as error:  # no network, no room
+        raise ValueError(f"model.weights = 'imagenet': cannot be downloaded: {error}") from None
     assert isinstance(model.fc, nn.Linear)
     model.fc = nn.Linear(model.fc.in_features, num_classes)
     return model

@@ -67,7 +67,13 @@ class SGDSpec(Spec):
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 weight decay."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Nesterov's momentum; `momentum` must then be above 0."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("momentum 0 must be above 0 with nesterov: true")
+        return self
 
 
 MethodSpec = Annotated[IVONSpec | SGDSpec, Field(discriminator="kind")]
@@ -155,7 +161,7 @@ class FaultToleranceSpec(Spec):
     """What happens when something breaks."""
 
     max_failures: int = Field(default=3, ge=0, le=100)
-    """Restarts from the last checkpoint before the job is FAILED."""
+    """Restarts from the last checkpoint before the job is FAILED: of an attempt's workers, and of lost attempts."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoint inside an epoch every n steps; unset: at the end of each epoch only."""
 

@@ -57,6 +57,8 @@ def load_spec(path: str | Path, overrides: Mapping[str, object] | None = None) -
         raise SpecError(str(path), [FieldError("file", None, f"cannot be read: {error.strerror}")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [FieldError("file", None, f"is not YAML: {_one_line(error)}")]) from None
+    except RecursionError:
+        raise SpecError(str(path), [FieldError("file", None, "is nested too deeply")]) from None
     for field, value in (overrides or {}).items():
         _override(content, field, value)
     try:

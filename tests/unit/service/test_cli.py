@@ -70,6 +70,7 @@ def test_a_bad_spec_is_one_line_and_code_2(spec: Path) -> None:
         ("methd.lr=1", "methd"),
         ("name.first=x", "name = {'first': 'x'}: must be a valid string"),
         ("method.momentum=2", "method.momentum = 2"),
+        ("data.manifest=~nobody-here/m.json", "there is no such user"),
     ],
 )
 def test_a_bad_override_names_itself(spec: Path, override: str, message: str) -> None:
@@ -95,6 +96,14 @@ def test_a_relative_manifest_is_seen_from_here_first(
     assert read_job(spec).data.manifest == str(spec.parent / "shards/manifest.json")
     build_digits(here / "shards")
     assert read_job(spec).data.manifest == str(here / "shards/manifest.json")
+
+
+def test_relative_weights_are_seen_alike(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(spec.parent.parent)
+    (spec.parent / "best.pt").touch()
+    assert read_job(spec, ["model.weights=best.pt"]).model.weights == str(spec.parent / "best.pt")
+    for known in ("none", "imagenet"):
+        assert read_job(spec, [f"model.weights={known}"]).model.weights == known
 
 
 def test_nobody_answers(spec: Path) -> None:

@@ -73,3 +73,10 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     torch.save(small(), path)  # a whole module is pickled code
     with pytest.raises(ValueError, match="cannot be read as a state dict"):
         small(str(path))
+
+
+def test_imagenet_weights_that_cannot_be_had_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))  # no folder can be made in it
+    with pytest.raises(ValueError, match=r"model\.weights = 'imagenet': cannot be downloaded"):
+        build_model(ModelSpec(arch="resnet18", weights="imagenet"), 2, seed=0)

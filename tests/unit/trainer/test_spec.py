@@ -55,6 +55,7 @@ def test_a_spec_survives_json_and_yaml() -> None:
         ("method", {"kind": "ivon", "lr": 0}, "greater than 0"),
         ("method", {"kind": "ivon", "lr": float("nan")}, "finite"),
         ("method", {"kind": "ivon", "num_mc_samples": 3, "antithetic": True}, "must be even"),
+        ("method", {"kind": "sgd", "momentum": 0, "nesterov": True}, "momentum 0 must be above 0"),
         ("target", {"kind": "smoothed", "rate": -0.1}, "greater than or equal to 0"),
         ("target", {"kind": "hard", "rate": 0.1}, "rate"),
         ("data.corruption", {"kind": "pairflip", "rate": 1.5}, "less than 1"),

@@ -57,6 +57,7 @@ def test_reads_yaml_with_exponents_that_yaml_takes_for_text(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("name: [", "is not YAML"),
+        ("[" * 3000, "is nested too deeply"),
         ("!!python/object/apply:os.system [true]", "is not YAML"),
         ("- 1", "must be a mapping with fields of api_version, name"),
         ("name: job", "data: is required"),
