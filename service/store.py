@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
 
@@ -266,8 +266,10 @@ def _store_progress(connection: Connection, job: JobRecord, beat: Heartbeat, now
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
 
 
-def _store_epochs(connection: Connection, job: JobRecord, epochs: Iterable[EpochSummary], now: datetime) -> None:
+def _store_epochs(connection: Connection, job: JobRecord, epochs: Sequence[EpochSummary], now: datetime) -> None:
     """One event for each epoch that was not told yet: a heartbeat may be sent twice, and an epoch trained twice."""
+    if not epochs:
+        return
     query = select(job_events.c.epoch).where(job_events.c.job_id == job.id, job_events.c.epoch.is_not(None))
     known = set(connection.execute(query).scalars())
     for summary in epochs:

@@ -25,11 +25,15 @@ class Meters:
         self._num_point_steps = 0
 
     def add(self, loss: Tensor, logits_BC: Tensor, labels_B: Tensor, valid_B: Tensor) -> None:
-        """Count a step. `loss` is this rank's share; the mean over ranks is the loss of the global batch."""
+        """Count a step. `loss` is this rank's share; the mean over ranks is the loss of the global batch.
+
+        Sums over ranks are of the global batch, so that another number of ranks can take them up.
+        """
         num_correct = ((logits_BC.argmax(dim=1) == labels_B) & valid_B).sum()
         self._live_loss += loss
         self._num_live_steps += 1
-        self._sums += torch.stack([loss.double(), num_correct.double(), valid_B.sum().double()])
+        share = loss.double() / self._ranks.world_size
+        self._sums += torch.stack([share, num_correct.double(), valid_B.sum().double()])
         self._num_point_steps += 1
 
     def live_loss(self) -> float | None:
@@ -42,9 +46,8 @@ class Meters:
         return loss
 
     def point_loss(self) -> float:
-        """Mean loss over all ranks since the last call. Called by all ranks at the same step."""
-        num_steps = self._num_point_steps * self._ranks.world_size
-        loss = self._ranks.sum_(self._sums[_POINT_LOSS].clone()).item() / max(1, num_steps)
+        """Mean loss of the global batches since the last call. Called by all ranks at the same step."""
+        loss = self._ranks.sum_(self._sums[_POINT_LOSS].clone()).item() / max(1, self._num_point_steps)
         self._sums[_POINT_LOSS] = 0
         self._num_point_steps = 0
         return loss

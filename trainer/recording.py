@@ -27,7 +27,7 @@ NUM_SUSPECTS = 100
 
 @dataclass(frozen=True)
 class Recording:
-    """What an epoch's recording amounts to; whole on rank 0, elsewhere without the transition."""
+    """What an epoch's recording amounts to; on ranks other than 0 empty."""
 
     metrics: dict[str, float]
     noise_transition: tuple[tuple[float, ...], ...] | None
