@@ -33,8 +33,8 @@ format: setup ## Mend what lint and format can mend
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
-clean: ## Remove what make made here: the environment, caches, demo output
-	rm -rf .venv .tools out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove what make made here: the environment, caches
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .tools/uv/bin/uv:
 	python3 tools/bootstrap_uv.py .tools/uv
