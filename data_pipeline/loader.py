@@ -143,7 +143,7 @@ class Loader:
         for field in ("digest", "num_examples", "batch_size", "seed"):
             if state[field] != mine[field]:
                 raise ValueError(
-                    f"loader state: {field} was {state[field]!r}, now it is {mine[field]!r}; it must be the same"
+                    f"{field} was {state[field]!r} when this run began, now it is {mine[field]!r}; it must be the same"
                 )
         self._epoch, self._batches_delivered = state["epoch"], state["batches_delivered"]
 

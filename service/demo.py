@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from service.client import Happening, HushClient, HushError
+from service.client import Happening, HushClient
 from service.demo_report import DemoReport, Timing, job_report, job_timing, print_report
 from service.embedded import Part, ServeOptions, StopSignals, serve
 from service.follow import JobScreen
@@ -112,10 +112,10 @@ class _Demo:
                 jobs = [client.submit(spec) for spec in _specs(manifest)]
                 ended = self._watch(client, jobs)
                 self._report(client, ended)
-        except (HushError, ValueError, OSError) as error:
-            self.error = error
         except _StoppedError:
             return
+        except Exception as error:  # whatever it is, the main thread must not serve on and wait for it
+            self.error = error
         if not self.options.keep or self.error:
             self.stop.ask()
 
@@ -155,14 +155,14 @@ class _Demo:
 
     def _watch(self, client: HushClient, jobs: Sequence[JobView]) -> list[JobView]:
         """Show all jobs at once until all have ended."""
-        happenings: queue.Queue[tuple[str, Happening | HushError]] = queue.Queue()
+        happenings: queue.Queue[tuple[str, Happening | Exception]] = queue.Queue()
         for job in jobs:
             threading.Thread(target=_follow, args=(client, job.id, happenings), daemon=True).start()
         ended: dict[str, JobView] = {}
         with JobScreen(jobs, self.console, epoch_lines=False) as screen:
             while len(ended) < len(jobs):
                 job_id, happening = self._await(happenings)
-                if isinstance(happening, HushError):
+                if isinstance(happening, Exception):
                     raise happening
                 screen.show(job_id, happening)
                 if isinstance(happening, JobView):
@@ -192,11 +192,11 @@ class _Demo:
         raise _StoppedError
 
 
-def _follow(client: HushClient, job_id: str, happenings: queue.Queue[tuple[str, Happening | HushError]]) -> None:
+def _follow(client: HushClient, job_id: str, happenings: queue.Queue[tuple[str, Happening | Exception]]) -> None:
     try:
         for happening in client.follow(job_id):
             happenings.put((job_id, happening))
-    except HushError as error:
+    except Exception as error:  # told to the thread that waits for it
         happenings.put((job_id, error))
 
 

@@ -151,11 +151,16 @@ def examples_table(examples: Sequence[ExampleView]) -> Table:
             example.given_class,
             example.predicted_class,
             clean_text(example),
-            f"{example.p_given:.3f}",
-            "–" if example.epsilon_exact is None else f"{example.epsilon_exact:.4f}",
-            f"{example.suspicion:.2f}",
+            _number(example.p_given, ".3f"),
+            _number(example.epsilon_exact, ".4f"),
+            _number(example.suspicion, ".2f"),
         )
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    """A dash for what an unreadable example, or a method without a posterior, does not have."""
+    return "–" if value is None else format(value, form)
 
 
 def clean_text(example: ExampleView) -> Text:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from data_pipeline.loader import LoaderState
 from trainer.atomic_file import publish, sha256_of, write_aside
 from trainer.run_schema import CHECKPOINTS_DIR
 
@@ -24,12 +25,9 @@ NUM_KEPT = 2
 class Checkpoint:
     """The state of a run between two steps. The mappings hold tensors, numbers, text, and lists and dicts of those."""
 
-    data_digest: str
-    """Digest of the manifest that was trained on."""
-    epoch: int
-    """The epoch under way, from 1; one past the last when all are done."""
-    batch: int
-    """Batches done of that epoch."""
+    loader: LoaderState
+    """Where the run stands in its data: the epoch under way, from 1 (one past the last when all are done), and the
+    batches done of it; and what the order of the examples depends on."""
     step: int
     """Optimizer steps done since the job began."""
     journal_bytes: int
@@ -45,7 +43,7 @@ class Checkpoint:
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint into the run's folder and delete all but the newest NUM_KEPT."""
     folder = run_dir / CHECKPOINTS_DIR
-    stem = f"step_{checkpoint.step:09d}_epoch_{checkpoint.epoch:04d}"
+    stem = f"step_{checkpoint.step:09d}_epoch_{checkpoint.loader['epoch']:04d}"
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     aside = write_aside(folder / stem, lambda path: torch.save(content, path))
     path = folder / f"{stem}.{sha256_of(aside)}.pt"

@@ -126,9 +126,11 @@ def save_checkpoint(run: Run, position: Position) -> None:
     meters = run.meters.state_dict()
     if run.ranks.is_main:
         state = checkpoint.Checkpoint(
-            data_digest=run.data.manifest.digest,
-            epoch=position.epoch,
-            batch=position.batch,
+            loader={
+                **run.data.train.loader.state_dict(),  # which may stand elsewhere: BatchNorm's statistics read it too
+                "epoch": position.epoch,
+                "batches_delivered": position.batch,
+            },
             step=position.step,
             journal_bytes=run.folder.journal_bytes(),
             model=run.network.state_dict(),
@@ -152,15 +154,11 @@ def resume(run: Run) -> Position:
             run.folder.begin(None, 0)
         return Position()
     state = checkpoint.load(Path(name))
-    if state.data_digest != run.data.manifest.digest:
-        raise ValueError(
-            f"data.manifest = {run.spec.data.manifest!r}: is not the data set that this job began on"
-            f" (digest {run.data.manifest.digest}, was {state.data_digest}); must be the same"
-        )
+    run.data.train.loader.load_state_dict(state.loader)  # ValueError where data or order are not the same
     run.network.load_state_dict(state.model)
     run.learner.optimizer.load_state_dict(dict(state.optimizer))
     run.meters.load_state_dict(state.meters)
     if run.ranks.is_main:
         run.record.load_state_dict(dict(state.record))
         run.folder.begin(checkpoint.run_dir_of(Path(name)), state.journal_bytes)
-    return Position(epoch=state.epoch, batch=state.batch, step=state.step)
+    return Position(epoch=state.loader["epoch"], batch=state.loader["batches_delivered"], step=state.step)

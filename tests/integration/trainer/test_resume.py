@@ -80,7 +80,7 @@ def test_goes_on_bit_for_bit(
     cut_off(tmp_path / "cut", spec, 1)
     newest = checkpoint.newest_good([tmp_path / "cut"])
     assert newest is not None
-    assert checkpoint.load(newest).batch == (0 if every_steps is None else 19)
+    assert checkpoint.load(newest).loader["batches_delivered"] == (0 if every_steps is None else 19)
     watcher = Watcher()
     train_alone(context_for(spec, tmp_path / "cut"), watcher)
 
@@ -145,8 +145,18 @@ def test_other_data_is_refused(manifest: Path, tmp_path: Path) -> None:
     changed = json.loads((other / "manifest.json").read_text())
     changed["name"] = "renamed"
     (other / "manifest.json").write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="is not the data set that this job began on"):
+    with pytest.raises(ValueError, match=r"digest was .* when this run began"):
         train_alone(context_for(digits_spec(other / "manifest.json"), tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("field", "change"), [("batch_size", {"batch_size": 32}), ("seed", {"seed": 1})])
+def test_another_order_is_refused(manifest: Path, tmp_path: Path, field: str, change: dict[str, int]) -> None:
+    spec = digits_spec(manifest, schedule={"epochs": 1})
+    train_alone(context_for(spec, tmp_path))
+    data = spec.data.model_copy(update=change if field == "batch_size" else {})
+    other = spec.model_copy(update={"data": data, "seed": change.get("seed", spec.seed)})
+    with pytest.raises(ValueError, match=f"{field} was .* when this run began"):
+        train_alone(context_for(other, tmp_path))
 
 
 def test_only_two_checkpoints_are_kept(manifest: Path, tmp_path: Path) -> None:

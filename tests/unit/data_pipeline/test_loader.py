@@ -161,7 +161,7 @@ def test_resuming_at_every_batch_gives_the_rest_of_the_epoch(train, world_size):
 @pytest.mark.parametrize("change", [{"digest": "0" * 64}, {"seed": 6}, {"batch_size": 12}, {"num_examples": 19}])
 def test_a_state_of_other_data_or_order_is_refused(train, change):
     with loader(train) as opened:
-        with pytest.raises(ValueError, match=f"loader state: {next(iter(change))} was .*, now it is"):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} was .*, now it is"):
             opened.load_state_dict({**opened.state_dict(), **change})
         with pytest.raises(ValueError, match="start_batch 5 must lie between 0 and num_batches 4"):
             opened.epoch(1, start_batch=5)
