@@ -36,7 +36,11 @@ class ServerAddresses(BaseModel):
 
 def home_folder(home: Path | None = None) -> Path:
     """The home folder asked for, else `HUSH_HOME`, else `~/.hush`; absolute, not made yet."""
-    return (home or Path(os.environ.get("HUSH_HOME") or DEFAULT_HOME)).expanduser().absolute()
+    folder = home or Path(os.environ.get("HUSH_HOME") or DEFAULT_HOME)
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError:  # ~somebody, who is nobody here
+        raise ValueError(f"home folder {str(folder)!r}: there is no such user") from None
 
 
 def lock_home(home: Path) -> IO[str]:

@@ -20,6 +20,11 @@ from service.local_servers import LocalServer, ray_head
 from service.ray_launcher import RayLauncher
 
 
+def pytest_configure() -> None:
+    """Let programs that tests start be interrupted: a shell that runs pytest in the background has them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[LocalServer]:
     """A local Ray head with two CPUs; everything of it is gone afterwards."""

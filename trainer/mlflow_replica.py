@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 EXPERIMENT = "hush"
+KIND_TAG = {"mlflow.experimentKind": "custom_model_development"}
+"""Has the MLflow UI show an experiment as trainings of models rather than as one of language models."""
 JOB_TAG = "hush.job_id"
 ATTEMPT_TAG = "hush.attempt"
 IMAGE_KEY = "label_noise"
@@ -79,9 +81,11 @@ class Replica:
         write_atomically(self._folder.path / MLFLOW_FILE, run.model_dump_json().encode())
         self._client.update_run(run.run_id, status="RUNNING")
         self._client.set_tag(run.run_id, ATTEMPT_TAG, str(self._context.attempt))
-        for batch in _batches(self._params(), MAX_PARAMS_PER_BATCH):
+        known = self._client.get_run(run.run_id).data
+        missing = [param for param in self._params() if param.key not in known.params]  # MLflow never changes one
+        for batch in _batches(missing, MAX_PARAMS_PER_BATCH):
             self._client.log_batch(run.run_id, params=batch)
-        for name in self._client.get_run(run.run_id).data.metrics:
+        for name in known.metrics:
             history = self._client.get_metric_history(run.run_id, name)
             self._steps_known[name] = {metric.step for metric in history}
         self._images_known = {file.path for file in self._client.list_artifacts(run.run_id, "images")}
@@ -138,7 +142,7 @@ class Replica:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             try:
-                return str(self._client.create_experiment(EXPERIMENT))
+                return str(self._client.create_experiment(EXPERIMENT, tags=KIND_TAG))
             except MlflowException:  # another job was faster
                 experiment = self._client.get_experiment_by_name(EXPERIMENT)
                 if experiment is None:

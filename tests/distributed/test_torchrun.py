@@ -15,7 +15,7 @@ import yaml
 
 from tests.training import context_for, digits_spec, figures, noisy_digits, published, train_alone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run_under_torchrun(spec_file: Path, run_dir: Path, *more: str) -> None:
