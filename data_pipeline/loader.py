@@ -33,7 +33,8 @@ class Batch:
     """One rank's share of a step; B = global batch size / world size."""
 
     images_BHWC: Tensor
-    """uint8, RGB, not yet flipped. Rows not valid repeat valid ones, so that batch statistics see no black pictures."""
+    """uint8, RGB, not yet flipped. Rows not valid repeat valid ones, so that batch statistics see no black pictures;
+    a rank that has none, which happens in a last step of fewer examples than ranks, gets black ones."""
     given_labels_B: Tensor
     """int64; 0 in padding."""
     clean_labels_B: Tensor
