@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -10,15 +11,33 @@ import psutil
 MARK = "HUSH_TEST_MARK"
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes with this mark."""
+def marked(mark: str, what: str = "") -> list[psutil.Process]:
+    """Living processes with this mark, whose command line contains `what`."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            is_alive = process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and process.environ().get(MARK) == mark and what in " ".join(process.cmdline()):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+    return found
+
+
+def kill_marked(mark: str, what: str = "") -> None:
+    """Kill them; some may end by themselves meanwhile."""
+    for process in marked(mark, what):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def listening(mark: str) -> list[tuple[str, int]]:
+    """(IP, port) of every TCP socket that they listen on."""
+    found = []
+    for process in marked(mark):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("tcp")
+            found += [tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN]
     return found
 
 

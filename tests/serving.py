@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import httpx
-from marked_processes import MARK, marked, wait_until
+from marked_processes import MARK, kill_marked, marked, wait_until
 
 from service.home import find_server
 
@@ -44,7 +44,7 @@ class Serving:
         )
 
     def runs(self, what: str) -> bool:
-        return any(what in " ".join(process.cmdline()) for process in marked(self.mark))
+        return bool(marked(self.mark, what))
 
     def wait_ready(self) -> str:
         wait_until(lambda: find_server(self.home) is not None, "the API answers")
@@ -66,7 +66,6 @@ class Serving:
         assert find_server(self.home) is None
 
     def clear_up(self) -> None:
-        for process in marked(self.mark):
-            process.kill()
+        kill_marked(self.mark)
         self.process.communicate()
         shutil.rmtree(self.temp)

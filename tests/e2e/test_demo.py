@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from marked_processes import MARK, marked, wait_until
+from marked_processes import MARK, kill_marked, marked, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -35,8 +35,7 @@ class Demo:
         assert list(self.temp.iterdir()) == []
 
     def clear_up(self) -> None:
-        for process in marked(self.mark):
-            process.kill()
+        kill_marked(self.mark)
         self.process.communicate()
         shutil.rmtree(self.temp)
 

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from marked_processes import marked, wait_until
+from marked_processes import kill_marked, listening, marked, wait_until
 from serving import Serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -25,12 +24,7 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
 
 def test_a_whole_life(serving: Serving) -> None:
     url = serving.wait_ready()
-    outside = [
-        connection.laddr
-        for process in marked(serving.mark)
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.endswith("127.0.0.1")
-    ]
+    outside = [address for address in listening(serving.mark) if not address[0].endswith("127.0.0.1")]
     assert outside == [], "everything listens on loopback only"
 
     second = serving.run("serve")
@@ -68,7 +62,7 @@ def test_a_signal_while_ray_starts_leaves_nothing(serving: Serving, number: sign
 
 def test_a_lost_guardian_ends_the_service_with_a_message(serving: Serving) -> None:
     wait_until(lambda: serving.runs("gcs_server"), "Ray is starting")
-    (guardian,) = [p for p in marked(serving.mark) if "service.guardian" in " ".join(p.cmdline())]
+    (guardian,) = marked(serving.mark, "service.guardian")
     guardian.kill()
     _, stderr = serving.process.communicate(timeout=90)
     assert serving.process.returncode == 2
@@ -78,8 +72,6 @@ def test_a_lost_guardian_ends_the_service_with_a_message(serving: Serving) -> No
 
 def test_a_ray_head_that_dies_is_started_again(serving: Serving) -> None:
     url = serving.wait_ready()
-    for process in marked(serving.mark):
-        if "ray.scripts.scripts" in " ".join(process.cmdline()):
-            process.kill()
+    kill_marked(serving.mark, "ray.scripts.scripts")
     wait_until(lambda: not httpx.get(f"{url}/readyz", trust_env=False, timeout=30).is_success, "Ray is gone")
     serving.wait_ready()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from marked_processes import MARK, marked, wait_until
+from marked_processes import MARK, kill_marked, marked, wait_until
 
 PARENT = """
 import sys, time
@@ -59,8 +59,7 @@ class Family:
 def family(tmp_path: Path) -> Iterator[Family]:
     family = Family(tmp_path)
     yield family
-    for process in marked(family.mark):
-        process.kill()
+    kill_marked(family.mark)
     family.parent.communicate()
 
 
