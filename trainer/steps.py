@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.method_spec import IVONSpec, MethodSpec, SGDSpec
 from trainer.optim.ivon import IVON
-from trainer.spec import IVONSpec, MethodSpec, SGDSpec
 from trainer.targets import Target
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.spec import HardTarget, SmoothedTarget, TargetSpec
+from trainer.target_spec import HardTarget, SmoothedTarget, TargetSpec
 
 Target = Callable[[Tensor, Tensor], Tensor]
 """(logits_BC, labels_B) -> loss_B, in nats."""

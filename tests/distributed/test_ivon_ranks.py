@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.spec import IVONSpec
+from trainer.method_spec import IVONSpec
 
 WORKER = Path(__file__).with_name("train_one_rank.py")
 ROOT = Path(__file__).parents[2]

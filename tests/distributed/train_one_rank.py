@@ -13,10 +13,11 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from trainer.ddp import wrap
+from trainer.method_spec import MethodSpec
 from trainer.optim import build_optimizer
 from trainer.ranks import Ranks
-from trainer.spec import HardTarget, MethodSpec
 from trainer.steps import Learner, step_for
+from trainer.target_spec import HardTarget
 from trainer.targets import build_target
 
 NUM_STEPS = 6

@@ -8,8 +8,8 @@ from typing import assert_never
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from trainer.method_spec import IVONSpec, MethodSpec, SGDSpec
 from trainer.optim.ivon import IVON
-from trainer.spec import IVONSpec, MethodSpec, SGDSpec
 
 
 def build_optimizer(method: MethodSpec, model: nn.Module, *, num_examples: int, seed: int) -> Optimizer:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from trainer.spec import IVONSpec, JobSpec, SGDSpec
+from trainer.method_spec import IVONSpec, SGDSpec
+from trainer.spec import JobSpec
 
 MINIMAL = {"name": "digits", "data": {"manifest": "data/digits/manifest.json"}}
 

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.method_spec import IVONSpec, SGDSpec
 from trainer.optim import build_optimizer
-from trainer.spec import HardTarget, IVONSpec, SGDSpec, SmoothedTarget
 from trainer.steps import Learner, step_for
+from trainer.target_spec import HardTarget, SmoothedTarget
 from trainer.targets import build_target
 
 IMAGES_BCHW = torch.randn(24, 1, 6, 6, generator=torch.Generator().manual_seed(0))

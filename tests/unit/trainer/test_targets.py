@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.spec import HardTarget, SmoothedTarget
+from trainer.target_spec import HardTarget, SmoothedTarget
 from trainer.targets import build_target
 
 LOGITS_BC = 3 * torch.randn(20, 7, generator=torch.Generator().manual_seed(0))

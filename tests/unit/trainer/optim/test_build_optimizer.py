@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.method_spec import IVONSpec, SGDSpec
 from trainer.optim import build_optimizer
 from trainer.optim.ivon import IVON
-from trainer.spec import IVONSpec, SGDSpec
 
 
 def test_ivon_gets_all_of_its_spec():
