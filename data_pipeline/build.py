@@ -149,6 +149,8 @@ def _write(
     splits: dict[str, Split] = {}
     skipped: list[SkippedExample] = []
     for name, items in listed.items():
+        if not items and name != "train":
+            continue  # a source need not have val or test
         order = plan.permutation(f"{recipe.source}/{name}", recipe.seed, 0, len(items)).tolist()
         with closing(_SplitWriter(source, staging, name, recipe.shard_size)) as writer:
             for num_done, place in enumerate(order, start=1):

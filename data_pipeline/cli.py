@@ -87,6 +87,36 @@ def build_digits(
         _build(Digits(), out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
 
 
+@build_app.command("mnist")
+def build_mnist(
+    src: Annotated[Path, typer.Argument(help="Folder with train- and t10k- idx files, gzipped or plain.")],
+    out: Out,
+    *,
+    name: Annotated[str, typer.Option(help="Name of the data set.")] = "mnist",
+    classes: Annotated[
+        str, typer.Option(metavar="digits|fashion|NAME,NAME,…", help="Names of the classes, in label order.")
+    ] = "digits",
+    num_val: Annotated[int, typer.Option(min=0, help="Training examples to hold out as val.")] = 0,
+    val_seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed that draws them.")] = 0,
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from MNIST, Fashion-MNIST or another set of idx files in their form.
+
+    Injected noise goes into train only: val and test keep their labels.
+
+    Example: hush data build mnist ~/fashion-mnist data/fashion --name fashion-mnist --classes fashion --num-val 5000
+    """
+    from data_pipeline.sources.mnist import Mnist  # noqa: PLC0415 -- numpy, Pillow
+
+    with _one_line_errors():
+        source = Mnist(src, name, _class_names(classes), num_val=num_val, val_seed=val_seed)
+        _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+
+
 @app.command("show")
 def show(manifest: ManifestPath, as_json: AsJson = False) -> None:
     """Show what a data set holds."""
@@ -125,6 +155,17 @@ def parse_corruption(text: str, seed: int) -> Corruption:
         raise ValueError(
             f"--corruption {text!r} must be KIND:RATE, KIND symmetric or pairflip, RATE above 0 and below 1"
         ) from None
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """`digits`, `fashion`, or the names themselves, between commas."""
+    from data_pipeline.sources.mnist import DIGIT_CLASSES, FASHION_CLASSES  # noqa: PLC0415 -- numpy, Pillow
+
+    known = {"digits": DIGIT_CLASSES, "fashion": FASHION_CLASSES}
+    names = known.get(text) or tuple(name.strip() for name in text.split(","))
+    if len(names) < 2 or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"--classes {text!r} must be digits, fashion, or at least two different names between commas")
+    return names
 
 
 def _options(corruption: str | None, seed: int, shard_size: int, *, force: bool) -> BuildOptions:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +88,33 @@ def make_tar(folder: Path, tar: Path, prefix: str = "") -> Path:
     with tarfile.open(tar, "w") as file:
         file.add(folder, arcname=f"{prefix}{folder.name}")
     return tar
+
+
+def idx_file(array: np.ndarray) -> bytes:
+    """The array of bytes as an idx file, by the format's definition."""
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def idx_arrays() -> dict[str, np.ndarray]:
+    """What MNIST's four files would hold: 40 and 12 pictures of noise, 6 x 5, labels 0 to 9 in turn."""
+    random = np.random.default_rng(7)
+    return {
+        "train-images-idx3-ubyte": random.integers(0, 256, (40, 6, 5), dtype=np.uint8),
+        "train-labels-idx1-ubyte": (np.arange(40) % 10).astype(np.uint8),
+        "t10k-images-idx3-ubyte": random.integers(0, 256, (12, 6, 5), dtype=np.uint8),
+        "t10k-labels-idx1-ubyte": ((np.arange(12) * 3) % 10).astype(np.uint8),
+    }
+
+
+def make_idx_folder(folder: Path) -> Path:
+    """Plain train files, gzipped test files."""
+    folder.mkdir()
+    for name, array in idx_arrays().items():
+        if name.startswith("t10k"):
+            (folder / f"{name}.gz").write_bytes(gzip.compress(idx_file(array)))
+        else:
+            (folder / name).write_bytes(idx_file(array))
+    return folder
 
 
 def build_clothing(made: ClothingSet, out: Path, options: BuildOptions | None = None) -> Manifest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sample_data import ClothingSet, build_clothing, build_digits, make_clothing
+from sample_data import ClothingSet, build_clothing, build_digits, make_clothing, make_idx_folder
 
 from data_pipeline.manifest import Manifest
 
@@ -14,6 +14,12 @@ from data_pipeline.manifest import Manifest
 def clothing(tmp_path: Path) -> ClothingSet:
     """A raw data set to break and build."""
     return make_clothing(tmp_path / "clothing")
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """Raw idx files to break and build."""
+    return make_idx_folder(tmp_path / "idx")
 
 
 @pytest.fixture(scope="session")

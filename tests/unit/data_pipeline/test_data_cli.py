@@ -38,6 +38,26 @@ def test_build_digits_and_look_at_them(tmp_path):
     assert json.loads(checked.stdout)["problems"][0].startswith("val-000000.tar: 0 bytes")
 
 
+def test_build_mnist_with_classes_and_val(idx_folder, tmp_path):
+    options = ("--name", "garments", "--classes", "fashion", "--num-val", 10, "--val-seed", 3, "--json")
+    built = run("build", "mnist", idx_folder, tmp_path / "out", *options)
+    summary = json.loads(built.stdout)
+    assert {name: split["num_examples"] for name, split in summary["splits"].items()} == {
+        "train": 30,
+        "val": 10,
+        "test": 12,
+    }
+    assert summary["notes"] == ["val: 10 training examples drawn by seed 3"]
+    manifest = Manifest.load(summary["manifest"])
+    assert (manifest.name, manifest.classes[-1]) == ("garments", "Ankle boot")
+    named = run("build", "mnist", idx_folder, tmp_path / "named", "--classes", "a,b, c,d,e,f,g,h,i,j", "--json")
+    assert Manifest.load(json.loads(named.stdout)["manifest"]).classes == tuple("abcdefghij")
+    for classes, message in (("a,b", "label 9 must be 0 to 1: 2 classes"), ("a,,b", "at least two different names")):
+        refused = run("build", "mnist", idx_folder, tmp_path / "refused", "--classes", classes)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
+
+
 def test_build_clothing_from_a_tar_lists_what_was_skipped(clothing, tmp_path):
     clothing.image(clothing.val[0]).unlink()
     tar = make_tar(clothing.root, tmp_path / "clothing.tar")
