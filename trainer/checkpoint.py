@@ -34,6 +34,8 @@ class Checkpoint:
     """Length of journal.jsonl: what the journal holds beyond was written after this checkpoint."""
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
+    target: Mapping[str, Any]
+    """What the target has learned, of all ranks."""
     record: Mapping[str, Any]
     """The per-example record."""
     meters: Mapping[str, Any]
@@ -59,8 +61,15 @@ def newest_good(run_dirs: Iterable[Path]) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, its tensors on the CPU."""
-    return Checkpoint(**cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True)))
+    """Read a checkpoint, its tensors on the CPU; ValueError if it was written by a version that kept something else."""
+    content = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
+    expected = {field.name for field in dataclasses.fields(Checkpoint)}
+    if content.keys() != expected:
+        raise ValueError(
+            f"checkpoint {path} holds {', '.join(sorted(content))}, and not {', '.join(sorted(expected))}:"
+            " another version of Hush wrote it"
+        )
+    return Checkpoint(**content)
 
 
 def run_dir_of(path: Path) -> Path:

@@ -91,6 +91,7 @@ def train_step(run: Run, batch: Batch) -> None:
     weights_B = valid_B.float() * (run.ranks.world_size / max(1, batch.num_valid_global))
     output = run.take_step(run.learner, images_BCHW, labels_B, weights_B)
     run.meters.add(output.loss, output.logits_BC, labels_B, valid_B)
+    run.learner.target.observe(output.logits_BC, labels_B, valid_B)
 
 
 def is_point(batch: int, num_batches: int) -> bool:
@@ -140,6 +141,7 @@ def finish_epoch(run: Run, position: Position) -> None:
     if run.ranks.is_main:
         publish_evaluation(run, position, evaluations, recording)
         run.folder.log(step=step, epoch=epoch, metrics=metrics)
+    run.learner.target.finish_epoch()
     position.epoch, position.batch = epoch + 1, 0
     save_checkpoint(run, position)
     run.supervisor.epoch_finished(EpochSummary(epoch=epoch, metrics=metrics))

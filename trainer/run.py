@@ -106,7 +106,7 @@ def build_run(context: AttemptContext, ranks: Ranks, data: JobData, supervisor: 
         ranks=ranks,
         data=data,
         network=network,
-        learner=Learner(ddp.wrap(network, ranks), optimizer, build_target(spec.target, len(classes)), autocast),
+        learner=Learner(ddp.wrap(network, ranks), optimizer, build_target(spec.target, len(classes), ranks), autocast),
         take_step=step_for(spec.method),
         record=_record_of(data.tracked.table),
         meters=Meters(ranks),
@@ -123,7 +123,7 @@ def _record_of(table: ExampleTable) -> ExampleRecord:
 def save_checkpoint(run: Run, position: Position) -> None:
     """Save what the next step depends on. Called by all ranks between the same two steps; rank 0 writes."""
     ddp.average_statistics(run.network, run.ranks)
-    meters = run.meters.state_dict()
+    target, meters = run.learner.target.state_dict(), run.meters.state_dict()
     if run.ranks.is_main:
         state = checkpoint.Checkpoint(
             loader={
@@ -135,6 +135,7 @@ def save_checkpoint(run: Run, position: Position) -> None:
             journal_bytes=run.folder.journal_bytes(),
             model=run.network.state_dict(),
             optimizer=run.learner.optimizer.state_dict(),
+            target=target,
             record=run.record.state_dict(),
             meters=meters,
         )
@@ -157,6 +158,7 @@ def resume(run: Run) -> Position:
     run.data.train.loader.load_state_dict(state.loader)  # ValueError where data or order are not the same
     run.network.load_state_dict(state.model)
     run.learner.optimizer.load_state_dict(dict(state.optimizer))
+    run.learner.target.load_state_dict(state.target)
     run.meters.load_state_dict(state.meters)
     if run.ranks.is_main:
         run.record.load_state_dict(dict(state.record))

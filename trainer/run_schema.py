@@ -133,7 +133,7 @@ class JournalEntry(Schema):
 # ------------------------------------------------------------------------------------------------------------ results
 
 METRICS = {
-    "train/loss": "mean training loss since the last point",
+    "train/loss": "mean of what is minimised, the target's loss, since the last point; compare targets by nll instead",
     "train/accuracy": "share of training examples whose given label was predicted, during the epoch",
     "train/images_per_s": "training throughput over all ranks",
     "train/lr": "learning rate",
