@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_pipeline.augment import to_model_input
 from trainer.label_noise import figure
-from trainer.label_noise.estimators import NoiseEstimate, estimate, posterior_of
+from trainer.label_noise.estimators import EstimateOptions, NoiseEstimate, estimate, posterior_of
 from trainer.label_noise.histogram import ClassHistograms
 from trainer.label_noise.record import example_rows
 from trainer.run import Position, Run
@@ -103,15 +103,15 @@ def _joined(chunks: list[_Chunk]) -> _Chunk:
 
 def _measure(run: Run, chunk: _Chunk, epoch: int, histograms: ClassHistograms) -> Tensor:
     """Rows of a chunk, on the CPU; its ‖ε‖₂ go into the histograms."""
-    noise = estimate(
-        run.network,
-        posterior_of(run.learner.optimizer),
-        chunk.images_BCHW,
-        estimator=run.spec.label_noise.estimator,
-        num_mc_samples=run.spec.label_noise.num_mc_samples,
+    asked = run.spec.label_noise
+    options = EstimateOptions(
         seed=run.spec.seed,
         epoch=epoch,
+        num_mc_samples=asked.num_mc_samples,
+        estimator=asked.estimator,
+        linearised_by=asked.linearised_by,
     )
+    noise = estimate(run.network, posterior_of(run.learner.optimizer), chunk.images_BCHW, options)
     for estimator, norms_B in _norms(noise).items():
         histograms.add(estimator, norms_B[chunk.valid_B], chunk.labels_B[chunk.valid_B])
     return example_rows(chunk.slots_B.to(run.ranks.device), chunk.labels_B, noise).cpu()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.functional import hessian
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from trainer.label_noise.estimators import estimate, posterior_of
+from trainer.label_noise.estimators import EstimateOptions, estimate, posterior_of
 from trainer.label_noise.glm import (
     BERNOULLI,
     CATEGORICAL,
@@ -318,7 +318,7 @@ def test_estimators_find_the_noise_of_a_linear_softmax_model():
     posterior = GaussianPosterior(model.weight.detach().flatten(), sigma.double().flatten().square().diag())
     features_BCP = design(inputs_BD, 3)
 
-    found = estimate(model, learnt, inputs_BD, estimator="both", num_mc_samples=num_draws, seed=3, epoch=1)
+    found = estimate(model, learnt, inputs_BD, EstimateOptions(seed=3, epoch=1, num_mc_samples=num_draws))
 
     expected_BC = label_noise(CATEGORICAL, features_BCP, posterior)
     assert expected_BC.abs().max() > 0.05
@@ -338,7 +338,8 @@ def test_the_linearised_estimator_finds_the_trace():
     curvature_BCC = CATEGORICAL.variance(mean_BC)
     expected_B = (curvature_BCC @ covariance_BCC @ curvature_BCC).diagonal(dim1=1, dim2=2).sum(1)
 
-    found = estimate(model, learnt, inputs_BD, estimator="linearised", num_mc_samples=512, seed=3, epoch=1)
+    options = EstimateOptions(seed=3, epoch=1, num_mc_samples=512, estimator="linearised")
+    found = estimate(model, learnt, inputs_BD, options)
 
     torch.testing.assert_close(found.linearised_sq_B, expected_B, rtol=0.35, atol=0)
     assert found.linearised_sq_B.mean().item() == pytest.approx(expected_B.mean().item(), rel=0.1)
