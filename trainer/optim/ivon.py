@@ -1,84 +1,49 @@
-"""IVON, the improved variational online Newton method (Shen et al. 2024, Alg. 1): pure rules, then a thin Optimizer.
+"""IVON, the improved variational online Newton method (Shen et al. 2024, Alg. 1), as an Optimizer.
 
 q = N(m, diag σ²), σ² = 1/(λ(h+δ)): m the weights, h the diagonal Hessian, λ = ess, δ = weight_decay. One step:
 
     θ = m + σe, e ~ N(0, I);  ĝ = gradient at θ            for each MC sample
     g ← β₁g + (1-β₁)·mean(ĝ)                               next_momentum
-    f = λ(h+δ)·mean(σe⊙ĝ) = mean(e⊙ĝ)/σ                    price
+    f = λ(h+δ)·mean(σe⊙ĝ) = mean(e⊙ĝ)/σ                    price;  or λ·mean(ĝ²)    squared_gradient
     h ← β₂h + (1-β₂)f + ½(1-β₂)²(h-f)²/(h+δ)               next_hessian
     m ← m - lr·(h₀+δ)·clip((g/(1-β₁ᵗ) + δm)/(h+δ), ±ξ)     next_mean
 
-On several ranks: give each the same seed. All draw the same noise, so DDP's ordinary averaging of gradients averages
-e⊙ĝ too, and the result doesn't depend on the number of ranks.
+The rules are in ivon_rules.py; what touches every weight is in kernels/. Noise is a pure function of (seed, step, MC
+sample, rank, parameter), so that nothing but counters has to be saved.
+
+On several ranks there are two valid ways. Noise that all ranks share (the default): DDP's ordinary averaging of
+gradients averages e⊙ĝ too, and results do not depend on the number of ranks. Or `sync=True`: each rank draws its own,
+and both ĝ and f are averaged over ranks, so that R ranks give R MC samples (see rank_average.py).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.optim.noise import DrawKey, NoiseSource, Stream, seeded_normal
-from trainer.optim.posterior import Factor, Posterior, standard_deviation
-
-LARGEST_GRADIENT = 1e12
-"""A step with a larger gradient element is skipped like one with NaN: squaring its `price` could overflow float32."""
-
-
-# --------------------------------------------------------------------------------------------------------- pure rules
-
-
-def price(noise: Tensor, grad: Tensor, sigma: Tensor) -> Tensor:
-    """e⊙ĝ/σ, e ~ N(0, I): an unbiased estimate of the diagonal Hessian by the reparameterisation ("price") trick."""
-    return noise * grad / sigma
-
-
-def next_momentum(momentum: Tensor, grad: Tensor, beta1: float) -> Tensor:
-    """g ← β₁g + (1-β₁)ḡ."""
-    return torch.lerp(momentum, grad, 1 - beta1)
-
-
-def next_hessian(hess: Tensor, estimate: Tensor, weight_decay: float, beta2: float) -> Tensor:
-    """h ← β₂h + (1-β₂)f + ½(1-β₂)²(h-f)²/(h+δ). The last term keeps h+δ at no less than half its old value."""
-    change = (1 - beta2) * (estimate - hess)
-    return hess + change + 0.5 * change.square() / (hess + weight_decay)
-
-
-@dataclass(frozen=True)
-class MeanStep:
-    """Constants of a step of the mean."""
-
-    lr: float
-    """Learning rate, with the factor h₀+δ if the rate is rescaled."""
-    weight_decay: float
-    clip_radius: float
-
-
-def next_mean(mean: Tensor, momentum: Tensor, hess: Tensor, debias: Tensor | float, step: MeanStep) -> Tensor:
-    """m ← m - lr·clip((g/debias + δm)/(h+δ), ±ξ), with the new g and h; debias is 1-β₁ᵗ."""
-    direction = (momentum / debias + step.weight_decay * mean) / (hess + step.weight_decay)
-    if step.clip_radius < math.inf:
-        direction = direction.clamp(-step.clip_radius, step.clip_radius)
-    return mean - step.lr * direction
-
-
-# ---------------------------------------------------------------------------------------------------------- optimizer
+from trainer.optim.factor import Factor
+from trainer.optim.ivon_rules import HessApprox, Rule, squared_gradient
+from trainer.optim.kernels import Draw, Kernels, Move, kernels_for
+from trainer.optim.kernels.eager import EagerKernels
+from trainer.optim.noise import DrawKey, NoiseSource, Stream
+from trainer.optim.posterior import MeanStore, Posterior
 
 
 class _Gradient(NamedTuple):
-    """A parameter's gradient, and where the parameter stands."""
+    """A parameter's gradient, and the group it is in."""
 
     parameter: Tensor
     group: int
-    """Its group's position among the groups."""
-    number: int
-    """Its position among all parameters: names its noise."""
+    """Position among the groups."""
     value: Tensor
 
 
@@ -87,12 +52,16 @@ class _Samples:
     """The MC samples taken since the last step."""
 
     count: int = 0
-    scales: list[tuple[float, float]] = field(default_factory=list)
-    """(λ, δ) of each group when the newest sample was drawn: σ stays that of the sample if a schedule moves them."""
+    is_open: bool = False
+    """Whether the weights are a training sample at the moment."""
+    factors: dict[Tensor, Factor] = field(default_factory=dict)
+    """As they were when the newest sample was drawn: σ stays that of the sample if a schedule moves λ or δ."""
     grads: dict[Tensor, Tensor] = field(default_factory=dict)
     """Σ ĝ by parameter; only used with several samples a step."""
-    prices: dict[Tensor, Tensor] = field(default_factory=dict)
-    """Σ e⊙ĝ/σ by parameter; only used with several samples a step."""
+    estimates: dict[Tensor, Tensor] = field(default_factory=dict)
+    """Σ f by parameter; only used with several samples a step, or averaged over ranks."""
+    averages: dict[Tensor, Tensor] = field(default_factory=dict)
+    """f of the open sample, averaged over ranks."""
 
 
 class IVON(Optimizer):
@@ -105,36 +74,50 @@ class IVON(Optimizer):
         optimizer.step()
 
     Parameters that are frozen get no noise; those without a gradient don't move. A gradient that isn't finite skips the
-    step, and `num_skipped_steps` counts it. Memory: g and h, and one copy of the mean inside `sampled_params`; with
-    several samples also their summed gradients and prices. Save `state_dict` between steps: it holds all that the next
-    step depends on.
+    step, and `num_skipped_steps` counts it. Several backward passes inside one `sampled_params` add up, as usual.
+    Memory: g and h, and one copy of the mean; with several samples also their summed gradients and estimates. Save
+    `state_dict` between steps: it holds all that the next step depends on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (ivon-opt's own order, so that a call of it works here)
         self,
         params: Any,  # torch's own ParamsT, which mypy can't express for groups
         lr: float,
         ess: float,
-        *,
         hess_init: float = 1.0,
         beta1: float = 0.9,
         beta2: float = 0.99999,
         weight_decay: float = 1e-4,
         mc_samples: int = 1,
+        hess_approx: HessApprox = "price",
         clip_radius: float = math.inf,
+        sync: bool = False,
         debias: bool = True,
         rescale_lr: bool = True,
+        *,
+        fixed_hessian: bool = False,
         antithetic: bool = False,
         seed: int = 0,
-        noise: NoiseSource = seeded_normal,
+        noise: NoiseSource | None = None,
     ) -> None:
-        """`antithetic` draws samples in pairs m ± σe; `noise` is where e comes from (tests feed their own)."""
+        """The first thirteen are ivon-opt's, by name and place.
+
+        `sync`: each rank of the default process group draws its own noise, and gradients and Hessian estimates are
+        averaged over ranks: on a bare model here, or under DDP by the hook in rank_average.py. `fixed_hessian` leaves h
+        at h₀. `antithetic` draws samples in pairs m ± σe. `noise` is where e comes from: tests feed their own.
+        """
         if mc_samples < 1 or (antithetic and mc_samples % 2):
             raise ValueError(f"mc_samples {mc_samples} must be at least 1, and even with antithetic")
+        if hess_approx not in {"price", "gradsq"}:
+            raise ValueError(f"hess_approx {hess_approx!r} must be 'price' or 'gradsq'")
         self.mc_samples = mc_samples
+        self._hess_approx = hess_approx
+        self._sync = sync
+        self._fixed_hessian = fixed_hessian
         self._antithetic = antithetic
         self._seed = seed
-        self._noise = noise
+        self._kernels: Kernels | None = None if noise is None else EagerKernels(noise)
+        self._store = MeanStore()
         self._num_steps = 0  # steps tried, the skipped ones too: names the noise
         self._num_predictions = 0
         self._num_skipped = 0  # up to the last load_state_dict
@@ -170,7 +153,7 @@ class IVON(Optimizer):
             options = self.param_groups[group]
             hess = self._state(parameter, options["hess_init"])["hess"]
             factors.append(Factor(parameter, index, hess, options["ess"], options["weight_decay"]))
-        return Posterior(tuple(factors), self._noise)
+        return Posterior(tuple(factors), self._find_kernels(), self._store)
 
     @contextmanager
     def sampled_params(self, train: bool = False) -> Iterator[None]:
@@ -189,16 +172,17 @@ class IVON(Optimizer):
             raise RuntimeError(
                 f"all mc_samples ({self.mc_samples}) of this step are taken: call step() before the next"
             )
-        samples.scales = [(group["ess"], group["weight_decay"]) for group in self.param_groups]
+        posterior = self.posterior()
+        samples.factors = {factor.parameter: factor for factor in posterior.factors}
+        draw = self._draw(samples.count)
         try:
-            with self.posterior().perturbed(*self._draw(samples.count)):
+            with posterior.perturbed(draw.key, draw.sign):
+                samples.is_open = True
                 yield
+            self._add_sample()
         except BaseException:
             self._samples = _Samples()
             raise
-        if self.mc_samples > 1:
-            self._add_sample()
-        samples.count += 1
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; with one sample a step also that sample, whose gradient they are."""
@@ -222,12 +206,34 @@ class IVON(Optimizer):
         if self._samples.count == 0:
             raise RuntimeError("step() needs gradients taken inside `with optimizer.sampled_params(train=True)`")
         gradients = list(self._mean_gradients())
-        usable = self._check_finite(gradients)
-        for gradient in gradients:
-            self._update(gradient, usable.to(gradient.parameter.device))
+        if gradients:
+            kernels = self._find_kernels()
+            usable = kernels.usable([gradient.value for gradient in gradients])
+            self._count_skipped(usable)
+            draw = self._draw(0)
+            for number, group in enumerate(self.param_groups):
+                moves = [self._move(gradient, usable) for gradient in gradients if gradient.group == number]
+                kernels.update(moves, self._rule(group), draw, usable)
         self._num_steps += 1
         self._samples = _Samples()
         return loss
+
+    @property
+    def needs_estimate(self) -> bool:
+        """Whether steps need an estimate of the Hessian."""
+        return not self._fixed_hessian
+
+    def estimate(self, parameter: Tensor, grad: Tensor) -> Tensor:
+        """f of the sample that is open, from this rank's gradient: what a DDP hook averages beside the gradient."""
+        assert self._samples.is_open
+        factor = self._samples.factors[parameter]
+        if self._hess_approx == "gradsq":
+            return squared_gradient(grad, factor.ess)
+        return self._find_kernels().price(factor, self._draw(self._samples.count), grad)
+
+    def take_average(self, parameter: Tensor, estimate: Tensor) -> None:
+        """Take the average over ranks of the open sample's `estimate`. Its tensor is read, not kept."""
+        self._samples.averages[parameter] = estimate.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict with one more entry, `ivon`: what the samples of the next step depend on."""
@@ -238,6 +244,7 @@ class IVON(Optimizer):
             "num_steps": self._num_steps,
             "num_predictions": self._num_predictions,
             "num_skipped": self.num_skipped_steps,
+            "noise": self._find_kernels().noise_name,
         }
         return {**super().state_dict(), "ivon": counters}
 
@@ -255,10 +262,19 @@ class IVON(Optimizer):
         self._num_predictions = counters["num_predictions"]
         self._num_skipped, self._num_skipped_since = counters["num_skipped"], None
         self._samples = _Samples()
+        self._warn_of_other_noise(counters["noise"])
         for parameter, state in self.state.items():  # perhaps saved on another device, or in another memory format
             state["step"] = state["step"].to(parameter.device, copy=True)  # torch shares it with the state dict
             for name in ("momentum", "hess"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])
+
+    def _warn_of_other_noise(self, saved: str) -> None:
+        name = self._find_kernels().noise_name
+        if name != saved:
+            warnings.warn(
+                f"this run drew its noise from '{saved}' and goes on with '{name}': as good, but not the same numbers",
+                stacklevel=3,
+            )
 
     def _trainable(self) -> Iterator[tuple[int, int, Tensor]]:
         """(group, index, parameter) of those not frozen; the frozen ones are counted, so that no one's noise moves."""
@@ -278,79 +294,104 @@ class IVON(Optimizer):
             state["hess"] = torch.full_like(parameter, hess_init, requires_grad=False)
         return state
 
-    def _draw(self, sample: int) -> tuple[DrawKey, float]:
+    def _find_kernels(self) -> Kernels:
+        return self._kernels or kernels_for([parameter for _, _, parameter in self._trainable()])
+
+    def _draw(self, sample: int) -> Draw:
         """Noise and sign of a training sample; antithetic samples 2i and 2i+1 are m + σe and m - σe with the same e."""
-        if not self._antithetic:
-            return DrawKey(self._seed, Stream.TRAINING, self._num_steps, sample), 1.0
-        return DrawKey(self._seed, Stream.TRAINING, self._num_steps, sample // 2), -1.0 if sample % 2 else 1.0
+        number, sign = (sample // 2, -1.0 if sample % 2 else 1.0) if self._antithetic else (sample, 1.0)
+        rank = dist.get_rank() if self._sync else 0
+        return Draw(DrawKey(self._seed, Stream.TRAINING, self._num_steps, number, rank), sign)
 
     def _gradients(self) -> Iterator[_Gradient]:
         """The gradients that the last sample left in the parameters."""
-        for group, index, parameter in self._trainable():
+        for group, _, parameter in self._trainable():
             if parameter.grad is not None and parameter.numel():
-                yield _Gradient(parameter, group, index, parameter.grad)
+                yield _Gradient(parameter, group, parameter.grad)
 
     def _mean_gradients(self) -> Iterator[_Gradient]:
         """ḡ, over the samples."""
         if self.mc_samples == 1:
             yield from self._gradients()
             return
-        for group, index, parameter in self._trainable():
+        for group, _, parameter in self._trainable():
             if parameter in self._samples.grads:
-                yield _Gradient(parameter, group, index, self._samples.grads[parameter].div_(self._samples.count))
+                yield _Gradient(parameter, group, self._samples.grads[parameter].div_(self._samples.count))
 
     @torch.no_grad()
     def _add_sample(self) -> None:
-        """Move the newest of several samples' gradients out of the parameters, into the sums."""
+        """Close the sample: average it over ranks, and if it is one of several move it into the sums."""
         samples = self._samples
-        for gradient in self._gradients():
-            parameter = gradient.parameter
-            estimate = self._price_of(gradient, samples.count)
-            if parameter in samples.grads:
-                samples.grads[parameter].add_(gradient.value)
-                samples.prices[parameter].add_(estimate)
-            else:
-                samples.grads[parameter] = gradient.value.clone()  # DDP may own the gradient's memory
-                samples.prices[parameter] = estimate
-            parameter.grad = None
-
-    def _price_of(self, gradient: _Gradient, sample: int) -> Tensor:
-        """e⊙ĝ/σ of one sample, whose noise is drawn again rather than kept."""
-        ess, weight_decay = self._samples.scales[gradient.group]
-        sigma = standard_deviation(self.state[gradient.parameter]["hess"], ess, weight_decay)
-        draw, sign = self._draw(sample)
-        return price(sign * self._noise(gradient.parameter, draw, gradient.number), gradient.value, sigma)
-
-    def _mean_price(self, gradient: _Gradient) -> Tensor:
-        """f, over the samples."""
+        if self._sync and not samples.averages:
+            self._average_over_ranks()
         if self.mc_samples == 1:
-            return self._price_of(gradient, 0)
-        return self._samples.prices[gradient.parameter].div_(self._samples.count)
+            samples.estimates = samples.averages
+        else:
+            for gradient in self._gradients():
+                self._add_gradient(gradient)
+        samples.averages = {}
+        samples.is_open = False
+        samples.count += 1
 
-    def _check_finite(self, gradients: list[_Gradient]) -> Tensor:
-        """Whether the step can be made, as a tensor on the device; counts it as skipped if not."""
-        if not gradients:
-            return torch.ones((), dtype=torch.bool)
-        device = gradients[0].parameter.device
-        largest = torch.stack([gradient.value.abs().amax().to(device) for gradient in gradients]).amax()
-        usable = largest < LARGEST_GRADIENT  # false for NaN
+    def _add_gradient(self, gradient: _Gradient) -> None:
+        samples, parameter = self._samples, gradient.parameter
+        if parameter in samples.grads:
+            samples.grads[parameter].add_(gradient.value)
+        else:
+            samples.grads[parameter] = gradient.value.clone()  # DDP may own the gradient's memory
+        if self.needs_estimate:
+            estimate = samples.averages[parameter] if self._sync else self.estimate(parameter, gradient.value)
+            if parameter in samples.estimates:
+                samples.estimates[parameter].add_(estimate)
+            else:
+                samples.estimates[parameter] = estimate
+        parameter.grad = None
+
+    def _average_over_ranks(self) -> None:
+        """Average gradients and estimates in one blocking all-reduce: for a bare model, whose gradients are local."""
+        gradients = list(self._gradients())
+        values = [gradient.value for gradient in gradients]
+        if self.needs_estimate:
+            averages = [self.estimate(gradient.parameter, gradient.value) for gradient in gradients]
+            self._samples.averages = {g.parameter: f for g, f in zip(gradients, averages, strict=True)}
+            values += averages
+        together = torch.cat([value.flatten() for value in values])
+        dist.all_reduce(together)
+        parts = torch.split(together.div_(dist.get_world_size()), [value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.copy_(part.view_as(value))
+
+    def _move(self, gradient: _Gradient, usable: Tensor) -> Move:
+        """What the step knows of a parameter; counts the step as one of its own if it will be made."""
+        state = self.state[gradient.parameter]
+        state["step"].add_(usable.to(state["step"].device))
+        estimate = self._samples.estimates.get(gradient.parameter)
+        if estimate is not None:
+            estimate.div_(self._samples.count)
+        return Move(
+            factor=self._samples.factors[gradient.parameter],
+            momentum=state["momentum"],
+            step=state["step"],
+            grad=gradient.value,
+            estimate=estimate,
+        )
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        decay = group["weight_decay"]
+        return Rule(
+            lr=group["lr"] * (group["hess_init"] + decay if group["rescale_lr"] else 1.0),
+            beta1=group["beta1"],
+            beta2=group["beta2"],
+            weight_decay=decay,
+            clip_radius=group["clip_radius"],
+            debias=group["debias"],
+            hess_approx=self._hess_approx,
+            fixed_hessian=self._fixed_hessian,
+        )
+
+    def _count_skipped(self, usable: Tensor) -> None:
         skipped = (~usable).long()
         self._num_skipped_since = skipped if self._num_skipped_since is None else self._num_skipped_since + skipped
-        return usable
-
-    def _update(self, gradient: _Gradient, usable: Tensor) -> None:
-        """Lines 2 to 5 for one parameter, or nothing where `usable` is false."""
-        mean, group, state = gradient.parameter, self.param_groups[gradient.group], self.state[gradient.parameter]
-        decay, rate = group["weight_decay"], group["lr"]
-        if group["rescale_lr"]:
-            rate *= group["hess_init"] + decay
-        step = state["step"] + usable
-        debias = (1 - group["beta1"] ** step).to(mean.dtype) if group["debias"] else 1.0
-        momentum = next_momentum(state["momentum"], gradient.value, group["beta1"])
-        hess = next_hessian(state["hess"], self._mean_price(gradient), decay, group["beta2"])
-        moved = next_mean(mean, momentum, hess, debias, MeanStep(rate, decay, group["clip_radius"]))
-        for old, new in ((state["step"], step), (state["momentum"], momentum), (state["hess"], hess), (mean, moved)):
-            old.copy_(torch.where(usable, new, old))
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
@@ -32,6 +33,8 @@ class DrawKey(NamedTuple):
     """Optimizer step, epoch or running number: what the stream counts."""
     sample: int
     """MC sample (or antithetic pair) within the step."""
+    rank: int = 0
+    """The rank that draws, where each draws its own; 0 for noise that all ranks share."""
 
 
 NoiseSource = Callable[[Tensor, DrawKey, int], Tensor]
@@ -44,9 +47,18 @@ def seeded_normal(parameter: Tensor, draw: DrawKey, index: int) -> Tensor:
     The key is hashed to 64 bits, of which torch's CPU generator takes 32: there, two keys share their noise with
     probability 2⁻³². Noise fills the memory in its own order, so that channels_last weights cost no slow strided fill.
     """
-    packed = struct.pack("<5q", *draw, index)
+    packed = struct.pack("<6q", *draw, index)
     generator = torch.Generator(parameter.device)
     generator.manual_seed(int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little"))
     layout = torch.empty_like(parameter, requires_grad=False)  # dense, strides preserved
     flat = torch.empty(parameter.numel(), dtype=parameter.dtype, device=parameter.device).normal_(generator=generator)
     return flat.as_strided(layout.size(), layout.stride())
+
+
+def warn_of_other_noise(saved: str, now: str) -> None:
+    """Say so where a run goes on with another generator (`Kernels.noise_name`) than it was saved with."""
+    if now != saved:
+        warnings.warn(
+            f"this run drew its noise from '{saved}' and goes on with '{now}': as good, but not the same numbers",
+            stacklevel=4,
+        )

@@ -8,34 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from trainer.optim.noise import DrawKey, NoiseSource
+from trainer.optim.factor import Factor
+from trainer.optim.kernels import Draw, Kernels, kernels_for
+from trainer.optim.noise import DrawKey
 
 
-def standard_deviation(hess: Tensor, ess: float, weight_decay: float) -> Tensor:
-    """σ = 1/√(λ(h+δ)) (Shen et al. 2024, Alg. 1): λ effective sample size, h diagonal Hessian, δ weight decay."""
-    return (ess * (hess + weight_decay)).rsqrt()
+class MeanStore:
+    """Memory for the means while the weights are a sample: taken and given back, so that each draw finds it warm."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, factors: tuple[Factor, ...]) -> list[Tensor]:
+        """One tensor for each factor, laid out like its parameter."""
+        means, self._free = self._free, []
+        if len(means) == len(factors) and all(_alike(m, f.parameter) for m, f in zip(means, factors, strict=True)):
+            return means
+        return [torch.empty_like(factor.parameter, requires_grad=False) for factor in factors]
+
+    def give_back(self, means: list[Tensor]) -> None:
+        """Keep the tensors for the next draw."""
+        self._free = means
 
 
-@dataclass(frozen=True)
-class Factor:
-    """One parameter's part of the posterior."""
-
-    parameter: Tensor
-    """Holds the mean."""
-    index: int
-    """Position among all parameters of the optimizer; names its noise."""
-    hess: Tensor
-    ess: float
-    weight_decay: float
-
-    def standard_deviation(self) -> Tensor:
-        """σ, of the parameter's shape."""
-        return standard_deviation(self.hess, self.ess, self.weight_decay)
+def _alike(mean: Tensor, parameter: Tensor) -> bool:
+    return (
+        mean.shape == parameter.shape
+        and mean.stride() == parameter.stride()
+        and mean.dtype == parameter.dtype
+        and mean.device == parameter.device
+    )
 
 
 @dataclass(frozen=True)
@@ -43,27 +50,35 @@ class Posterior:
     """q = N(m, diag σ²) over the trainable parameters of a model."""
 
     factors: tuple[Factor, ...]
-    noise: NoiseSource
+    kernels: Kernels
+    store: MeanStore = field(default_factory=MeanStore)
+
+    @classmethod
+    def of(cls, factors: tuple[Factor, ...]) -> Posterior:
+        """The posterior of these factors, with the fastest kernels that serve them."""
+        return cls(factors, kernels_for([factor.parameter for factor in factors]))
 
     def standard_deviations(self) -> list[Tensor]:
         """σ of each trainable parameter."""
         return [factor.standard_deviation() for factor in self.factors]
 
+    def noise(self, parameter: Tensor, draw: DrawKey, index: int) -> Tensor:
+        """e of one parameter, exactly that of `perturbed`."""
+        return self.kernels.normal(parameter, draw, index)
+
     @contextmanager
     def perturbed(self, draw: DrawKey, sign: float = 1.0) -> Iterator[None]:
         """The weights are θ = m + sign·e·σ inside; afterwards, whatever happened, they are m again, bit for bit.
 
-        Memory: one copy of the mean while it lasts. Storage and memory format of the parameters don't change.
+        Memory: one copy of the mean. Storage and memory format of the parameters don't change.
         """
-        means: list[Tensor] = []
+        means = self.store.take(self.factors)
+        with torch.no_grad():
+            self.kernels.perturb(self.factors, means, Draw(draw, sign))
         try:
-            with torch.no_grad():
-                for factor in self.factors:
-                    means.append(factor.parameter.detach().clone())
-                    noise = self.noise(factor.parameter, draw, factor.index)
-                    factor.parameter.addcmul_(noise, factor.standard_deviation(), value=sign)
             yield
         finally:
             with torch.no_grad():
-                for factor, mean in zip(self.factors, means, strict=False):  # fewer means if drawing itself failed
+                for factor, mean in zip(self.factors, means, strict=True):
                     factor.parameter.copy_(mean)
+            self.store.give_back(means)

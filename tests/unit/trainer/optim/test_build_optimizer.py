@@ -32,6 +32,7 @@ def test_ivon_gets_all_of_its_spec():
         "num_steps": 0,
         "num_predictions": 0,
         "num_skipped": 0,
+        "noise": "torch",
     }
 
 

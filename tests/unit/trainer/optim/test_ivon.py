@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer.optim.ivon import IVON, next_hessian
+from trainer.optim.ivon import IVON
+from trainer.optim.ivon_rules import next_hessian
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,108 @@
+"""IVON's work on whole models, in three ways that agree: plain torch, one compiled pass on the CPU, one on CUDA.
+
+Plain torch (`eager`) serves every device and type. The fused kernels read and write each weight once and make the noise
+as they go (Philox 4x32-10, a counter-based generator, and Box-Muller), on dense float32 weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.optim.factor import Factor
+from trainer.optim.ivon_rules import Rule
+from trainer.optim.noise import DrawKey
+
+MIN_FUSED_WEIGHTS = 2**18
+"""Smaller models stay with plain torch: on the CPU, loading the compiled kernels would take longer than they save."""
+LARGEST_GRADIENT = 1e12
+"""A step with a larger gradient element is skipped like one with NaN: squaring its `price` could overflow float32."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of all weights: θ = m + sign·σ⊙e(key)."""
+
+    key: DrawKey
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a step knows of one parameter."""
+
+    factor: Factor
+    """As it was when the newest sample was drawn."""
+    momentum: Tensor
+    step: Tensor
+    """The parameter's updates so far, a float64 scalar on its device, already counting this one."""
+    grad: Tensor
+    """ḡ, over samples and ranks."""
+    estimate: Tensor | None
+    """f, over samples and ranks; None: the kernel makes it from ḡ and the draw, the only one of this step."""
+
+
+class Kernels(Protocol):
+    """Everything that touches every weight."""
+
+    @property
+    def noise_name(self) -> str:
+        """Which generator draws: two with the same name give the same noise, to rounding."""
+
+    def normal(self, parameter: Tensor, draw: DrawKey, index: int) -> Tensor:
+        """e ~ N(0, I), of the parameter's shape, layout, dtype and device."""
+
+    def perturb(self, factors: Sequence[Factor], means: Sequence[Tensor], draw: Draw) -> None:
+        """Copy each mean into its place in `means` and move the parameter to the sample θ: all of them, or none."""
+
+    def price(self, factor: Factor, draw: Draw, grad: Tensor) -> Tensor:
+        """sign·e⊙ĝ/σ of one parameter."""
+
+    def usable(self, grads: Sequence[Tensor]) -> Tensor:
+        """Whether every gradient element is finite and below LARGEST_GRADIENT: a bool scalar on the device."""
+
+    def update(self, moves: Sequence[Move], rule: Rule, draw: Draw, usable: Tensor) -> None:
+        """IVON's step on momentum, Hessian and mean; nothing changes where `usable` is false."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory: contiguous in torch's order or channels last."""
+    return tensor.is_contiguous() or (
+        (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+        or (tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d))
+    )
+
+
+def kernels_for(parameters: Sequence[Tensor]) -> Kernels:
+    """The fastest kernels that serve all of these parameters."""
+    devices = {parameter.device.type for parameter in parameters}
+    fits = all(parameter.dtype == torch.float32 and is_dense(parameter) for parameter in parameters)
+    is_large = sum(parameter.numel() for parameter in parameters) >= MIN_FUSED_WEIGHTS
+    if fits and is_large and devices == {"cpu"} and _is_installed("numba"):
+        return _cpu_kernels()
+    return _eager_kernels()
+
+
+@lru_cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@lru_cache
+def _eager_kernels() -> Kernels:
+    from trainer.optim.kernels.eager import EagerKernels  # noqa: PLC0415 (a cycle: it needs the dataclasses above)
+
+    return EagerKernels()
+
+
+@lru_cache
+def _cpu_kernels() -> Kernels:
+    from trainer.optim.kernels.cpu import CPUKernels  # noqa: PLC0415 (numba takes most of a second to import)
+
+    return CPUKernels()
