@@ -143,3 +143,33 @@ def test_what_is_found_is_neither_laplace_nor_the_full_posterior():
     assert sigma_error(peak.covariance_PP.diagonal().sqrt(), best) > 5 * SIGMA_TOLERANCE
     full_PP = torch.linalg.inv(variational_hessian(problem, best))
     assert sigma_error(full_PP.diagonal().sqrt(), best) > 10 * SIGMA_TOLERANCE
+
+
+@pytest.mark.parametrize("hess_approx", ["price", "gradsq"])
+def test_estimators_of_the_hessian_find_what_each_stands_for(hess_approx):
+    """Loss ½Σaᵢθᵢ². `price` is unbiased: h = a. λE[ĝ²] = λa²σ² = a²/(h+δ): `gradsq` settles at h(h+δ) = a², below a."""
+    a_D = torch.tensor([0.02, 0.1, 0.5, 2.0])
+    theta_RD = nn.Parameter(torch.zeros(NUM_CHAINS, len(a_D)))
+    optimizer = IVON(
+        [theta_RD],
+        lr=0.02,
+        ess=200,
+        hess_init=0.3,
+        beta2=0.99,
+        weight_decay=WEIGHT_DECAY,
+        rescale_lr=False,
+        hess_approx=hess_approx,
+    )
+    total_RD, num_averaged = torch.zeros_like(theta_RD), 0
+    for step in range(1500):
+        optimizer.zero_grad()
+        with optimizer.sampled_params(train=True):
+            (0.5 * a_D * theta_RD.square()).sum().backward()
+        optimizer.step()
+        if step >= 1000:
+            total_RD += optimizer.posterior().standard_deviations()[0]
+            num_averaged += 1
+    mean = total_RD.mean(dim=0) / num_averaged
+    delta = WEIGHT_DECAY
+    hess_D = a_D if hess_approx == "price" else ((delta**2 + 4 * a_D.square()).sqrt() - delta) / 2
+    torch.testing.assert_close(mean, (200 * (hess_D + delta)).rsqrt(), rtol=0.02, atol=0)
