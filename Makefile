@@ -1,13 +1,13 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast check format clean
+.PHONY: help setup demo serve test test-fast check format clean bench-step bench-convergence
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 setup: .venv/.synced ## Install everything into .venv, exactly as uv.lock says
 
@@ -32,6 +32,12 @@ check: setup ## Lint, format, types, import rules
 format: setup ## Mend what lint and format can mend
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
+
+bench-step: setup ## Time a training step of each method, and the label-noise record; on a GPU if there is one
+	$(RUN)/python -m benchmarks.step
+
+bench-convergence: setup ## Compare the methods on wrong labels: an hour; FASHION_MNIST=folder of its idx files
+	$(RUN)/python -m benchmarks.convergence $(if $(FASHION_MNIST),--data $(FASHION_MNIST))
 
 clean: ## Remove what make made here: the environment, caches
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
