@@ -40,6 +40,8 @@ class Checkpoint:
     """The per-example record."""
     meters: Mapping[str, Any]
     """Sums of the epoch under way."""
+    training_noise: Mapping[str, Any]
+    """Label noise of the epoch under way, as its steps told it."""
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
@@ -61,14 +63,13 @@ def newest_good(run_dirs: Iterable[Path]) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, its tensors on the CPU; ValueError if it was written by a version that kept something else."""
+    """Read a checkpoint, its tensors on the CPU; ValueError if it holds other entries than this version writes."""
     content = cast("dict[str, Any]", torch.load(path, map_location="cpu", weights_only=True))
     expected = {field.name for field in dataclasses.fields(Checkpoint)}
-    if content.keys() != expected:
-        raise ValueError(
-            f"checkpoint {path} holds {', '.join(sorted(content))}, and not {', '.join(sorted(expected))}:"
-            " another version of Hush wrote it"
-        )
+    wrong = [f"lacks {name!r}" for name in sorted(expected - content.keys())]
+    wrong += [f"has {name!r} too many" for name in sorted(content.keys() - expected)]
+    if wrong:
+        raise ValueError(f"checkpoint {path} was written by another version of Hush: it {', '.join(wrong)}")
     return Checkpoint(**content)
 
 
