@@ -123,6 +123,7 @@ class ExampleView(View):
     epsilon_exact: float | None
     epsilon_exact_given: float | None
     epsilon_linearised: float | None
+    epsilon_training: float | None
     num_records: int
     aum: float | None
     confidence: float | None

@@ -40,6 +40,8 @@ class Checkpoint:
     """The per-example record."""
     meters: Mapping[str, Any]
     """Sums of the epoch under way."""
+    training_noise: Mapping[str, Any]
+    """Label noise of the epoch under way, as its steps told it."""
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:

@@ -92,6 +92,8 @@ def train_step(run: Run, batch: Batch) -> None:
     output = run.take_step(run.learner, images_BCHW, labels_B, weights_B)
     run.meters.add(output.loss, output.logits_BC, labels_B, valid_B)
     run.learner.target.observe(output.logits_BC, labels_B, valid_B)
+    if output.epsilon_sq_B is not None:
+        run.training_noise.add(output.epsilon_sq_B, labels_B, valid_B, batch.indices_B)
 
 
 def is_point(batch: int, num_batches: int) -> bool:
@@ -142,6 +144,7 @@ def finish_epoch(run: Run, position: Position) -> None:
         publish_evaluation(run, position, evaluations, recording)
         run.folder.log(step=step, epoch=epoch, metrics=metrics)
     run.learner.target.finish_epoch()
+    run.training_noise.start_epoch()
     position.epoch, position.batch = epoch + 1, 0
     save_checkpoint(run, position)
     run.supervisor.epoch_finished(EpochSummary(epoch=epoch, metrics=metrics))

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from data_pipeline.augment import to_model_input
+from trainer.chunks import Chunk, chunks
+from trainer.errors import diverged
 from trainer.label_noise import figure
 from trainer.label_noise.estimators import EstimateOptions, NoiseEstimate, estimate, posterior_of
-from trainer.label_noise.histogram import ClassHistograms
+from trainer.label_noise.histogram import ClassHistogram, noise_record
 from trainer.label_noise.record import example_rows
 from trainer.run import Position, Run
 from trainer.run_schema import EXAMPLES_DIR, LABEL_NOISE_DIR, Estimator, LabelNoiseRecord, epoch_file
 
-MAX_CHUNK_BYTES = 256 * 2**20
-"""Float32 images handed to the estimator at once: each draw samples all weights, so many images should share it."""
 NUM_SUSPECTS = 100
 
 
@@ -33,35 +32,44 @@ class Recording:
     noise_transition: tuple[tuple[float, ...], ...] | None
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some tracked examples, on the device but for the slots."""
-
-    images_BCHW: Tensor
-    labels_B: Tensor
-    valid_B: Tensor
-    slots_B: Tensor
-
-
 def is_due(every_epochs: int, epoch: int, num_epochs: int) -> bool:
     """Whether an epoch's end is recorded: each n-th, and the last."""
     return epoch % every_epochs == 0 or epoch == num_epochs
 
 
 def record_epoch(run: Run, position: Position, epoch: int) -> Recording:
-    """Measure the tracked examples and publish what came out. Called by all ranks; each measures its share."""
-    classes = run.data.manifest.classes
-    histograms = ClassHistograms(len(classes), run.ranks.device)
-    rows = run.ranks.gather_rows(torch.cat([_measure(run, chunk, epoch, histograms) for chunk in _chunks(run)]))
-    run.ranks.sum_(histograms.table)
-    if rows is None:
-        return Recording({}, None)
-    rows = rows[rows[:, 0] >= 0]
-    noise = histograms.record(epoch, position.step, classes, len(rows))
+    """Measure the tracked examples and publish what came out. Called by all ranks; each measures its share.
+
+    Rows go to rank 0 chunk by chunk: it holds the record, and never all rows at once.
+    """
+    classes, device = run.data.manifest.classes, run.ranks.device
+    histograms: dict[Estimator, ClassHistogram] = {
+        "exact": ClassHistogram(len(classes), device),
+        "linearised": ClassHistogram(len(classes), device),
+    }
     run.record.start_epoch()
-    run.record.update(rows)
-    table = run.record.to_table()
-    _publish(run, position, epoch, noise, table)
+    num_bad = torch.zeros((), dtype=torch.int64, device=device)
+    for chunk in chunks(run.data.tracked.loader, device):
+        measured = _measure(run, chunk, epoch)
+        num_bad += _count(measured, chunk, histograms)
+        rows = run.ranks.gather_rows(example_rows(chunk.rows_B, chunk.given_labels_B, measured).cpu())
+        if rows is not None:
+            run.record.update(rows)
+    if run.ranks.sum_(num_bad).item():
+        raise diverged("the label noise of tracked examples", run.spec.method.lr)
+    for histogram in histograms.values():
+        run.ranks.sum_(histogram.table)
+    trained = run.training_noise.over_ranks()
+    if not run.ranks.is_main:
+        return Recording({}, None)
+    if trained is not None:
+        histograms["training"] = trained.histogram
+        run.record.update_trained(trained.tracked_N)
+    noise = noise_record(
+        histograms, epoch=epoch, step=position.step, classes=classes, num_examples=run.record.num_recorded
+    )
+    _publish(run, position, epoch, noise)
+    table = run.record.to_table(("given_label", "clean_label", "predicted_label", "suspicion"))
     return Recording(
         metrics={**_noise_metrics(noise), **_suspect_precision(table)},
         noise_transition=transition(table, len(classes)),
@@ -77,32 +85,7 @@ def transition(table: pa.Table, num_classes: int) -> tuple[tuple[float, ...], ..
     return tuple(tuple(row) for row in shares.tolist())
 
 
-def _chunks(run: Run) -> Iterator[_Chunk]:
-    """This rank's tracked examples, several batches at a time."""
-    batches: list[_Chunk] = []
-    for batch in run.data.tracked.loader.epoch(0):
-        images_BCHW = to_model_input(batch.images_BHWC, batch.flip_B, run.ranks.device)
-        device = run.ranks.device
-        slots_B = torch.where(batch.valid_B, batch.indices_B, -1)
-        batches.append(_Chunk(images_BCHW, batch.given_labels_B.to(device), batch.valid_B.to(device), slots_B))
-        if sum(chunk.images_BCHW.nbytes for chunk in batches) >= MAX_CHUNK_BYTES:
-            yield _joined(batches)
-            batches = []
-    if batches:
-        yield _joined(batches)
-
-
-def _joined(chunks: list[_Chunk]) -> _Chunk:
-    return _Chunk(
-        images_BCHW=torch.cat([chunk.images_BCHW for chunk in chunks]),
-        labels_B=torch.cat([chunk.labels_B for chunk in chunks]),
-        valid_B=torch.cat([chunk.valid_B for chunk in chunks]),
-        slots_B=torch.cat([chunk.slots_B for chunk in chunks]),
-    )
-
-
-def _measure(run: Run, chunk: _Chunk, epoch: int, histograms: ClassHistograms) -> Tensor:
-    """Rows of a chunk, on the CPU; its ‖ε‖₂ go into the histograms."""
+def _measure(run: Run, chunk: Chunk, epoch: int) -> NoiseEstimate:
     asked = run.spec.label_noise
     options = EstimateOptions(
         seed=run.spec.seed,
@@ -111,10 +94,17 @@ def _measure(run: Run, chunk: _Chunk, epoch: int, histograms: ClassHistograms) -
         estimator=asked.estimator,
         linearised_by=asked.linearised_by,
     )
-    noise = estimate(run.network, posterior_of(run.learner.optimizer), chunk.images_BCHW, options)
-    for estimator, norms_B in _norms(noise).items():
-        histograms.add(estimator, norms_B[chunk.valid_B], chunk.labels_B[chunk.valid_B])
-    return example_rows(chunk.slots_B.to(run.ranks.device), chunk.labels_B, noise).cpu()
+    return estimate(run.network, posterior_of(run.learner.optimizer), chunk.images_BCHW, options)
+
+
+def _count(measured: NoiseEstimate, chunk: Chunk, histograms: Mapping[Estimator, ClassHistogram]) -> Tensor:
+    """Add ‖ε‖₂ of a chunk to the histograms; the number of those that are not finite, which are left out."""
+    num_bad = torch.zeros((), dtype=torch.int64, device=chunk.valid_B.device)
+    for estimator, norms_B in _norms(measured).items():
+        counted_B = chunk.valid_B & norms_B.isfinite()
+        histograms[estimator].add(norms_B, chunk.given_labels_B, counted_B)
+        num_bad += (chunk.valid_B & ~counted_B).sum()
+    return num_bad
 
 
 def _norms(noise: NoiseEstimate) -> dict[Estimator, Tensor]:
@@ -127,17 +117,16 @@ def _norms(noise: NoiseEstimate) -> dict[Estimator, Tensor]:
     return norms
 
 
-def _publish(run: Run, position: Position, epoch: int, noise: LabelNoiseRecord, table: pa.Table) -> None:
-    picture, parquet = io.BytesIO(), io.BytesIO()
+def _publish(run: Run, position: Position, epoch: int, noise: LabelNoiseRecord) -> None:
+    picture = io.BytesIO()
     figure.draw(noise).save(picture, "PNG")
-    pq.write_table(table, parquet)
-    files = {
+    files: dict[str, bytes | Callable[[Path], None]] = {
         epoch_file(LABEL_NOISE_DIR, epoch, "json"): noise.model_dump_json().encode(),
         epoch_file(LABEL_NOISE_DIR, epoch, "png"): picture.getvalue(),
-        epoch_file(EXAMPLES_DIR, epoch, "parquet"): parquet.getvalue(),
+        epoch_file(EXAMPLES_DIR, epoch, "parquet"): run.record.write_parquet,
     }
-    for name, data in files.items():
-        run.folder.publish(name, data, step=position.step, epoch=epoch)
+    for name, content in files.items():
+        run.folder.publish(name, content, step=position.step, epoch=epoch)
 
 
 def _noise_metrics(noise: LabelNoiseRecord) -> dict[str, float]:

@@ -11,11 +11,12 @@ from torch import nn
 
 from data_pipeline.examples import ExampleTable
 from trainer import checkpoint, ddp
-from trainer.job_data import JobData
+from trainer.job_data import JobData, tracked_rows
 from trainer.label_noise.record import ExampleRecord
+from trainer.label_noise.training import TrainingNoise
 from trainer.meters import Meters
 from trainer.model import build_model
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, rank_average
 from trainer.pulse import Pulse
 from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
@@ -53,6 +54,8 @@ class Run:
     record: ExampleRecord
     """Of the tracked examples; kept up by rank 0."""
     meters: Meters
+    training_noise: TrainingNoise
+    """Label noise of the epoch under way, where the method's steps tell it."""
     folder: RunFolder
     """Written by rank 0 only."""
     supervisor: Supervisor
@@ -89,11 +92,13 @@ def steps_per_epoch(spec: JobSpec, data: JobData) -> int:
 
 def build_run(context: AttemptContext, ranks: Ranks, data: JobData, supervisor: Supervisor) -> Run:
     """Build network, method and meters. Every rank builds the same weights from the seed."""
-    spec, classes = context.spec, data.manifest.classes
+    spec, classes, num_train = context.spec, data.manifest.classes, len(data.train.table)
     network = build_model(spec.model, len(classes), seed=spec.seed)
     network = network.to(memory_format=torch.channels_last).to(ranks.device)
     with ddp.without_compiler():
-        optimizer = build_optimizer(spec.method, network, num_examples=len(data.train.table), seed=spec.seed)
+        optimizer = build_optimizer(spec.method, network, num_examples=num_train, seed=spec.seed)
+    model = ddp.wrap(network, ranks)
+    rank_average.register(model, optimizer)
 
     def autocast() -> contextlib.AbstractContextManager[object]:
         if spec.precision == "bf16":
@@ -106,10 +111,11 @@ def build_run(context: AttemptContext, ranks: Ranks, data: JobData, supervisor: 
         ranks=ranks,
         data=data,
         network=network,
-        learner=Learner(ddp.wrap(network, ranks), optimizer, build_target(spec.target, len(classes), ranks), autocast),
+        learner=Learner(model, optimizer, build_target(spec.target, len(classes), ranks), autocast),
         take_step=step_for(spec.method),
         record=_record_of(data.tracked.table),
         meters=Meters(ranks),
+        training_noise=TrainingNoise(len(classes), num_train, tracked_rows(spec, num_train), ranks),
         folder=RunFolder(context.run_dir),
         supervisor=supervisor,
         pulse=Pulse(supervisor, ranks, num_epochs=spec.schedule.epochs, num_steps=num_steps),
@@ -117,13 +123,14 @@ def build_run(context: AttemptContext, ranks: Ranks, data: JobData, supervisor: 
 
 
 def _record_of(table: ExampleTable) -> ExampleRecord:
-    return ExampleRecord(table.example_ids.tolist(), table.shards.tolist(), table.given_labels, table.clean_labels)
+    return ExampleRecord(table.example_ids, table.shards, table.given_labels, table.clean_labels)
 
 
 def save_checkpoint(run: Run, position: Position) -> None:
     """Save what the next step depends on. Called by all ranks between the same two steps; rank 0 writes."""
     ddp.average_statistics(run.network, run.ranks)
     target, meters = run.learner.target.state_dict(), run.meters.state_dict()
+    training_noise = run.training_noise.state_dict()
     if run.ranks.is_main:
         state = checkpoint.Checkpoint(
             loader={
@@ -138,6 +145,7 @@ def save_checkpoint(run: Run, position: Position) -> None:
             target=target,
             record=run.record.state_dict(),
             meters=meters,
+            training_noise=training_noise,
         )
         checkpoint.save(run.folder.path, state)
 
@@ -160,6 +168,7 @@ def resume(run: Run) -> Position:
     run.learner.optimizer.load_state_dict(dict(state.optimizer))
     run.learner.target.load_state_dict(state.target)
     run.meters.load_state_dict(state.meters)
+    run.training_noise.load_state_dict(state.training_noise)
     if run.ranks.is_main:
         run.record.load_state_dict(dict(state.record))
         run.folder.begin(checkpoint.run_dir_of(Path(name)), state.journal_bytes)

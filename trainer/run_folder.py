@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from trainer import atomic_file
 from trainer.atomic_file import sha256_of, write_atomically
 from trainer.run_schema import CHECKPOINTS_DIR, JOURNAL_FILE, RESULT_FILE, AttemptResult, JournalEntry
 
@@ -22,9 +24,13 @@ class RunFolder:
         """Append metrics to the journal."""
         self._append(JournalEntry(time_ms=_now_ms(), step=step, epoch=epoch, metrics=metrics))
 
-    def publish(self, name: str, data: bytes, *, step: int, epoch: int) -> None:
-        """Write a file whole, then say in the journal that it is there."""
-        write_atomically(self.path / name, data)
+    def publish(self, name: str, content: bytes | Callable[[Path], None], *, step: int, epoch: int) -> None:
+        """Write a file whole, then say in the journal that it is there; `content` may write it to the path it gets."""
+        path = self.path / name
+        if isinstance(content, bytes):
+            write_atomically(path, content)
+        else:
+            atomic_file.publish(atomic_file.write_aside(path, content), path)
         self._append(JournalEntry(time_ms=_now_ms(), step=step, epoch=epoch, file=name))
 
     def journal_bytes(self) -> int:

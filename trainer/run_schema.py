@@ -141,8 +141,9 @@ METRICS = {
     "{split}/nll": "mean negative log likelihood, in nats",
     "{split}/brier": "mean squared distance between probabilities and the one-hot label",
     "{split}/ece": "expected calibration error, 15 equal-width bins",
-    "label_noise/{estimator}/p{q}": "q-th percentile of ‖ε‖₂ over tracked examples; estimator is exact or linearised",
-    "label_noise/{estimator}/mean": "mean of ‖ε‖₂ over tracked examples",
+    "label_noise/{estimator}/p{q}": "q-th percentile of ‖ε‖₂; estimator is exact, linearised (both over the tracked"
+    " examples) or training (over all that the epoch trained on)",
+    "label_noise/{estimator}/mean": "mean of ‖ε‖₂, likewise",
     "label_noise/suspect_precision_100": "share of the 100 most suspect that are mislabelled, by clean labels",
 }
 """Every metric a run logs, with what it means."""
@@ -150,7 +151,10 @@ METRICS = {
 QUANTILES = (5, 25, 50, 75, 95, 99)
 """Percentiles of ‖ε‖₂ that become metrics."""
 
-Estimator = Literal["exact", "linearised"]
+Estimator = Literal["exact", "linearised", "training"]
+"""`exact`: Eq. 16, and `linearised`: Eq. 20, of the tracked examples with the model held still after the epoch.
+`training`: Eq. 20 of all training examples, as the epoch's steps told it; trainer.label_noise.training says how it
+differs. Only antithetic IVON steps tell it."""
 
 
 class Histogram(Schema):
@@ -168,7 +172,10 @@ class Histogram(Schema):
 
 
 class LabelNoiseRecord(Schema):
-    """Label-noise histograms of one epoch: ‖ε‖₂ over the tracked examples, overall and for each given class."""
+    """Label-noise histograms of one epoch: ‖ε‖₂ overall and for each given class.
+
+    Over the tracked examples, and for the estimator `training` over all examples that the epoch trained on.
+    """
 
     epoch: int
     step: int
@@ -235,6 +242,7 @@ EXAMPLE_COLUMNS = {
     "epsilon_exact": "‖ε‖₂ of Eq. 16; null without a posterior",
     "epsilon_exact_given": "component of that ε at the given label, signed",
     "epsilon_linearised": "root mean square over draws of ‖ε‖₂ of Eq. 20; null without a posterior",
+    "epsilon_training": "‖ε‖₂ of Eq. 20 as the epoch's training step told it (IVON with antithetic pairs), else null",
     "num_records": "epochs recorded so far",
     "aum": "margin averaged over the recorded epochs (area under the margin)",
     "confidence": "p_given averaged over the recorded epochs",

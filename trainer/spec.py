@@ -65,8 +65,9 @@ class LabelNoiseSpec(Spec):
     num_mc_samples: int = Field(default=16, ge=2, le=1024)
     """Weight samples an estimate, drawn in antithetic pairs: even."""
     linearised_by: Literal["antithetic", "jvp"] = "antithetic"
-    """`antithetic`: half the difference of a pair's predictions, Eq. 20 up to O(σ³), from passes that `exact` makes too;
-    `jvp`: Eq. 20 itself, by forward-mode differentiation along each pair's direction, at two to three times the cost."""
+    """How Eq. 20 is computed. `antithetic`: half the difference of a pair's predictions, exact up to O(σ³), from passes
+    that `exact` makes too; `jvp`: as it is written, by forward-mode differentiation along each pair's direction, which
+    takes about four passes more a pair."""
     num_examples: int | Literal["all"] = 20_000
     """Tracked examples: a seeded random subset of the training split of this size, or `all`."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer.label_noise.training import epsilon_sq_of_pairs
 from trainer.method_spec import IVONSpec, MethodSpec, SGDSpec
 from trainer.optim.ivon import IVON
 from trainer.targets import Target
@@ -36,6 +37,8 @@ class StepOutput:
     """Scalar: Σ weights_B · loss_B, the mean over MC samples."""
     logits_BC: Tensor
     """The mean over MC samples: a training prediction for free, not that of the posterior mean."""
+    epsilon_sq_B: Tensor | None = None
+    """‖ε‖₂² of each example's label noise (Eq. 20), where the step's samples give it away; see label_noise.training."""
 
 
 StepFunction = Callable[[Learner, Tensor, Tensor, Tensor], StepOutput]
@@ -49,6 +52,8 @@ over the global batch.
 def step_for(method: MethodSpec) -> StepFunction:
     """The training step of a method."""
     match method:
+        case IVONSpec(antithetic=True):
+            return antithetic_ivon_step
         case IVONSpec():
             return ivon_step
         case SGDSpec():
@@ -71,6 +76,18 @@ def ivon_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B
     Under DDP each sample's backward averages its gradient over ranks. Averaging once, after the last sample, would do
     for ḡ = mean(ĝ) but not for mean(ε⊙ĝ): it needs each sample's ĝ of the whole batch, beside the noise of that sample.
     """
+    return _mean_output(_ivon_outputs(learner, images_BCHW, labels_B, weights_B))
+
+
+def antithetic_ivon_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """IVON's step from samples in pairs m ± σe, which also tell the label noise of the batch."""
+    outputs = _ivon_outputs(learner, images_BCHW, labels_B, weights_B)
+    epsilon_sq_B = epsilon_sq_of_pairs([output.logits_BC for output in outputs])
+    return replace(_mean_output(outputs), epsilon_sq_B=epsilon_sq_B)
+
+
+def _ivon_outputs(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> list[StepOutput]:
+    """What the step saw at each MC sample, in their order."""
     optimizer = learner.optimizer
     assert isinstance(optimizer, IVON)
     outputs = []
@@ -79,6 +96,10 @@ def ivon_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B
         with optimizer.sampled_params(train=True):
             outputs.append(_forward_backward(learner, images_BCHW, labels_B, weights_B))
     optimizer.step()
+    return outputs
+
+
+def _mean_output(outputs: list[StepOutput]) -> StepOutput:
     if len(outputs) == 1:
         return outputs[0]
     return StepOutput(

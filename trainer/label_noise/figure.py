@@ -17,6 +17,7 @@ _DPI = 100
 _SERIES: dict[Estimator, tuple[str, str]] = {
     "linearised": ("linearised, Eq. 20: how far a weight sample moves the prediction", "#0072b2"),
     "exact": ("exact, Eq. 16: how far the average over weight samples moves it", "#d55e00"),
+    "training": ("Eq. 20 while training: all training examples, a visit each", "#009e73"),
 }
 """Legend and colour (Okabe and Ito's, told apart by colour-blind readers) of each estimator."""
 _BINS_PER_BAR = 2
@@ -24,7 +25,7 @@ _BINS_PER_BAR = 2
 
 
 def draw(record: LabelNoiseRecord) -> Image.Image:
-    """Share of the tracked examples by ‖ε‖₂ on a log axis, one area an estimator, medians marked; RGB of SIZE_PX."""
+    """Share of the examples by ‖ε‖₂ on a log axis, one area an estimator, medians marked; RGB of SIZE_PX."""
     figure = Figure(figsize=(SIZE_PX[0] / _DPI, SIZE_PX[1] / _DPI), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for estimator, (label, colour) in _SERIES.items():
@@ -43,7 +44,7 @@ def draw(record: LabelNoiseRecord) -> Image.Image:
     axes.set_yticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_xlabel("label noise ‖ε‖₂ of an example")
-    axes.set_ylabel("share of tracked examples (square-root scale)")
+    axes.set_ylabel("share of examples (square-root scale)")
     title = f"Label noise after epoch {record.epoch}: {record.num_examples:,} tracked examples"
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     axes.grid(alpha=0.25)

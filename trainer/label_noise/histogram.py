@@ -7,8 +7,7 @@ the edges: both lie in the same bin.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -22,12 +21,10 @@ EDGES: tuple[float, ...] = tuple(np.geomspace(1e-8, math.sqrt(2), NUM_BINS + 1).
 """From 1e-8 to √2, the longest that a difference of two probability vectors can be; 12 bins a decade."""
 BIN_RATIO = EDGES[1] / EDGES[0]
 
-ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
-
 
 def counts(values: Tensor) -> Tensor:
     """int64 counts, (NUM_BINS,), of values of any shape; what lies outside the edges is in the first or last bin."""
-    return torch.bincount(_bins(values.flatten()), minlength=NUM_BINS)
+    return torch.bincount(_bins(values.flatten(), _inner_edges(values.device)), minlength=NUM_BINS)
 
 
 def to_histogram(bin_counts: Tensor, total: float) -> Histogram:
@@ -53,44 +50,60 @@ def quantile(counts_B: NDArray[np.int64], q: float) -> float:
     return float(EDGES[index] * (EDGES[index + 1] / EDGES[index]) ** share)
 
 
-class ClassHistograms:
-    """Histograms of ‖ε‖₂ by estimator and given class, as one tensor that ranks add up with a single all-reduce."""
+class ClassHistogram:
+    """A histogram of ‖ε‖₂ for each given class, as one tensor that ranks add up with a single all-reduce."""
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.zeros(len(ESTIMATORS), num_classes, NUM_BINS + 1, dtype=torch.float64, device=device)
-        """(estimator, class, bin): counts, exact up to 2⁵³; the last column is the sum of the values."""
+        self.table = torch.zeros(num_classes, NUM_BINS + 1, dtype=torch.float64, device=device)
+        """(class, bin): counts, exact up to 2⁵³; the last column is the sum of the values."""
+        self._inner_edges = _inner_edges(device)
 
-    def add(self, estimator: Estimator, values_B: Tensor, given_labels_B: Tensor) -> None:
-        """Count a batch of ‖ε‖₂ with the given labels."""
-        if not torch.isfinite(values_B).all():
-            raise ValueError("label noise is not finite: the training has diverged; lower method.lr may help")
-        table = self.table[ESTIMATORS.index(estimator)]
-        values_B = values_B.to(table)
-        labels_B = given_labels_B.to(table.device)
-        ones_B = torch.ones_like(values_B)
-        table.index_put_((labels_B, _bins(values_B)), ones_B, accumulate=True)
-        table[:, NUM_BINS].index_put_((labels_B,), values_B, accumulate=True)
+    def add(self, values_B: Tensor, given_labels_B: Tensor, counted_B: Tensor) -> None:
+        """Count those ‖ε‖₂ of a batch that `counted_B` says, by their given labels; never waits for the device."""
+        values_B = torch.where(counted_B, values_B.to(self.table), 0)
+        bins_B = _bins(values_B, self._inner_edges)
+        self.table.index_put_((given_labels_B, bins_B), counted_B.to(self.table), accumulate=True)
+        self.table[:, NUM_BINS].index_put_((given_labels_B,), values_B, accumulate=True)
 
-    def record(self, epoch: int, step: int, classes: Sequence[str], num_examples: int) -> LabelNoiseRecord:
-        """The record of an epoch with `num_examples` tracked examples; estimators that counted nothing are left out."""
-        table = self.table.cpu()
-        per_class = {
-            estimator: tuple(to_histogram(row[:NUM_BINS], float(row[NUM_BINS])) for row in table[position])
-            for position, estimator in enumerate(ESTIMATORS)
-            if table[position, :, :NUM_BINS].any()
-        }
-        sums = {estimator: table[ESTIMATORS.index(estimator)].sum(dim=0) for estimator in per_class}
-        return LabelNoiseRecord(
-            epoch=epoch,
-            step=step,
-            classes=tuple(classes),
-            num_examples=num_examples,
-            overall={name: to_histogram(row[:NUM_BINS], float(row[NUM_BINS])) for name, row in sums.items()},
-            per_class=per_class,
-        )
+    def per_class(self) -> tuple[Histogram, ...]:
+        """The published form, one a class."""
+        return tuple(to_histogram(row[:NUM_BINS], float(row[NUM_BINS])) for row in self.table.cpu())
+
+    def overall(self) -> Histogram:
+        """The published form of all classes together."""
+        row = self.table.sum(dim=0).cpu()
+        return to_histogram(row[:NUM_BINS], float(row[NUM_BINS]))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not bool(self.table[:, :NUM_BINS].any())
 
 
-def _bins(values_B: Tensor) -> Tensor:
+def noise_record(
+    histograms: Mapping[Estimator, ClassHistogram],
+    *,
+    epoch: int,
+    step: int,
+    classes: tuple[str, ...],
+    num_examples: int,
+) -> LabelNoiseRecord:
+    """The record of an epoch with `num_examples` tracked examples; estimators that counted nothing are left out."""
+    counted = {estimator: histogram for estimator, histogram in histograms.items() if not histogram.is_empty}
+    return LabelNoiseRecord(
+        epoch=epoch,
+        step=step,
+        classes=classes,
+        num_examples=num_examples,
+        overall={estimator: histogram.overall() for estimator, histogram in counted.items()},
+        per_class={estimator: histogram.per_class() for estimator, histogram in counted.items()},
+    )
+
+
+def _inner_edges(device: torch.device | str) -> Tensor:
+    return torch.tensor(EDGES[1:-1], dtype=torch.float64, device=device)
+
+
+def _bins(values_B: Tensor, inner_edges: Tensor) -> Tensor:
     """Index of the bin [EDGES[i], EDGES[i+1]) of each value, clamped to the first and last."""
-    inner = torch.tensor(EDGES[1:-1], dtype=torch.float64, device=values_B.device)
-    return torch.bucketize(values_B.double().contiguous(), inner, right=True)
+    return torch.bucketize(values_B.double().contiguous(), inner_edges, right=True)

@@ -5,17 +5,19 @@ import torch
 from PIL import ImageColor
 
 from trainer.label_noise.figure import SIZE_PX, draw
-from trainer.label_noise.histogram import ClassHistograms
+from trainer.label_noise.histogram import ClassHistogram, noise_record
 
-LINEARISED, EXACT = "#0072b2", "#d55e00"
+LINEARISED, EXACT, TRAINING = "#0072b2", "#d55e00", "#009e73"
 
 
 def record_with(scale, estimators=("exact", "linearised")):
-    histograms = ClassHistograms(2)
+    histograms = {}
     values_B = scale * torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for estimator in estimators:
-        histograms.add(estimator, values_B * (10 if estimator == "linearised" else 1), torch.arange(200) % 2)
-    return histograms.record(epoch=3, step=30, classes=("cat", "dog"), num_examples=200)
+        histograms[estimator] = ClassHistogram(2)
+        scaled_B = values_B * (10 if estimator == "linearised" else 1)
+        histograms[estimator].add(scaled_B, torch.arange(200) % 2, torch.ones(200, dtype=torch.bool))
+    return noise_record(histograms, epoch=3, step=30, classes=("cat", "dog"), num_examples=200)
 
 
 def columns_of(image, colour):
@@ -30,6 +32,8 @@ def test_picture_has_its_size_and_both_series():
     assert len(columns_of(both, LINEARISED))
     assert len(columns_of(one, EXACT))
     assert not len(columns_of(one, LINEARISED))
+    assert not len(columns_of(both, TRAINING))
+    assert len(columns_of(draw(record_with(1e-3, estimators=("exact", "linearised", "training"))), TRAINING))
 
 
 def test_more_noise_stands_further_right_in_the_same_frame():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.label_noise.histogram import BIN_RATIO, EDGES, NUM_BINS, ClassHistograms, counts, to_histogram
+from trainer.label_noise.histogram import BIN_RATIO, EDGES, NUM_BINS, ClassHistogram, counts, noise_record, to_histogram
 from trainer.run_schema import QUANTILES, LabelNoiseRecord
 
 
@@ -51,14 +51,19 @@ def test_an_empty_histogram_has_no_quantiles():
     assert histogram.mean == 0.0
 
 
+def counted(values_B, labels_B, num_classes=3):
+    histogram = ClassHistogram(num_classes)
+    histogram.add(values_B, labels_B, torch.ones_like(labels_B, dtype=torch.bool))
+    return histogram
+
+
 def epoch_record(values_B, labels_B, num_ranks):
-    ranks = [ClassHistograms(3) for _ in range(num_ranks)]
-    for rank, histograms in enumerate(ranks):
-        histograms.add("exact", values_B[rank::num_ranks], labels_B[rank::num_ranks])
-        histograms.add("linearised", 2 * values_B[rank::num_ranks], labels_B[rank::num_ranks])
-    for other in ranks[1:]:
-        ranks[0].table += other.table
-    return ranks[0].record(epoch=2, step=10, classes=("a", "b", "c"), num_examples=len(values_B))
+    histograms = {"exact": ClassHistogram(3), "linearised": ClassHistogram(3), "training": ClassHistogram(3)}
+    for rank in range(num_ranks):
+        mine = slice(rank, None, num_ranks)
+        histograms["exact"].table += counted(values_B[mine], labels_B[mine]).table
+        histograms["linearised"].table += counted(2 * values_B[mine], labels_B[mine]).table
+    return noise_record(histograms, epoch=2, step=10, classes=("a", "b", "c"), num_examples=len(values_B))
 
 
 def test_record_counts_every_example_once_overall_and_by_class():
@@ -69,6 +74,7 @@ def test_record_counts_every_example_once_overall_and_by_class():
     assert [h.num_examples for h in record.per_class["exact"]] == [250, 250, 0]
     assert record.overall["exact"].counts == tuple(counts(values_B).tolist())
     assert record.per_class["exact"][1].counts == tuple(counts(values_B[1::2]).tolist())
+    assert set(record.overall) == set(record.per_class) == {"exact", "linearised"}  # training counted nothing
     assert record.overall["linearised"].mean == pytest.approx(2 * values_B.mean().item())
     assert LabelNoiseRecord.model_validate_json(record.model_dump_json()) == record
 
@@ -83,11 +89,14 @@ def test_ranks_add_up_to_the_record_of_one():
 
 
 def test_a_method_without_a_posterior_has_an_empty_record():
-    record = ClassHistograms(2).record(epoch=1, step=1, classes=("a", "b"), num_examples=5)
+    record = noise_record({"exact": ClassHistogram(2)}, epoch=1, step=1, classes=("a", "b"), num_examples=5)
     assert record.overall == {}
     assert record.per_class == {}
 
 
-def test_divergence_is_said_plainly():
-    with pytest.raises(ValueError, match="diverged"):
-        ClassHistograms(2).add("exact", torch.tensor([float("nan")]), torch.tensor([0]))
+def test_what_does_not_count_leaves_no_trace():
+    values_B = torch.tensor([1e-3, float("nan"), float("inf"), 1e-2], dtype=torch.float64)
+    labels_B = torch.tensor([0, 0, 1, 1])
+    histogram = ClassHistogram(2)
+    histogram.add(values_B, labels_B, torch.tensor([True, False, False, True]))
+    assert torch.equal(histogram.table, counted(values_B[[0, 3]], labels_B[[0, 3]], 2).table)

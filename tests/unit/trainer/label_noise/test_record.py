@@ -1,13 +1,16 @@
 """The record of tracked examples against figures worked out from its whole history."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 
+from trainer.label_noise import record as record_module
 from trainer.label_noise.estimators import NoiseEstimate
 from trainer.label_noise.record import ROW_COLUMNS, ExampleRecord, example_rows
 from trainer.run_schema import EXAMPLE_COLUMNS
@@ -35,11 +38,16 @@ def rows_of(estimate):
     return example_rows(torch.arange(N), torch.from_numpy(GIVEN), estimate)
 
 
+TRAINED = np.linspace(0.1, 0.9, N, dtype=np.float32)
+
+
 def recorded(with_posterior=True):
     record = new_record()
     for estimate in estimates(with_posterior):
         record.start_epoch()
         record.update(rows_of(estimate))
+    if with_posterior:
+        record.update_trained(TRAINED)
     return record
 
 
@@ -74,6 +82,7 @@ def test_figures_of_the_epoch_are_those_of_the_last_estimate():
     for name, values_B in expected.items():
         assert table[name] == pytest.approx(values_B.tolist(), rel=1e-5, abs=1e-6), name
     assert table["ambiguity"] == table["epsilon_linearised"]
+    assert table["epsilon_training"] == TRAINED.tolist()
 
 
 def test_running_figures_are_those_of_the_whole_history():
@@ -102,6 +111,9 @@ def test_rows_may_come_in_any_order_from_any_rank_with_padding():
         order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
         for part in rows[order].split(5):
             shuffled.update(torch.cat([padding, part]))
+        assert shuffled.num_recorded == N
+    ordered.update_trained(TRAINED)
+    shuffled.update_trained(TRAINED)
     assert shuffled.to_table().equals(ordered.to_table())
 
 
@@ -115,6 +127,7 @@ def test_an_example_that_was_not_read_has_nulls_and_keeps_its_running_figures():
     row = record.to_table().slice(0, 1).to_pylist()[0]
     assert row["aum"] == aum[0]
     assert row["num_records"] == 1
+    assert record.num_recorded == N - 1
     for name in ("predicted_label", "p_given", "loss", "margin", "entropy", "epsilon_exact", "ambiguity"):
         assert row[name] is None, name
 
@@ -130,7 +143,7 @@ def test_an_example_that_was_never_read_is_listed():
 
 def test_without_a_posterior_epsilon_is_null_and_ambiguity_the_entropy():
     table = recorded(with_posterior=False).to_table()
-    for name in ("epsilon_exact", "epsilon_exact_given", "epsilon_linearised"):
+    for name in ("epsilon_exact", "epsilon_exact_given", "epsilon_linearised", "epsilon_training"):
         assert table[name].null_count == N
     assert table["ambiguity"].to_pylist() == table["entropy"].to_pylist()
 
@@ -147,6 +160,7 @@ def test_resuming_goes_on_as_if_never_stopped():
     resumed = new_record()
     resumed.load_state_dict(torch.load(file, weights_only=True))
     resumed.update(rows_of(last))
+    resumed.update_trained(TRAINED)
     assert resumed.to_table().equals(recorded().to_table())
 
 
@@ -154,6 +168,49 @@ def test_state_of_other_examples_is_refused():
     other = ExampleRecord(["a"], ["s"], np.zeros(1, np.int64), np.zeros(1, np.int64))
     with pytest.raises(ValueError, match=f"{N} examples"):
         new_record().load_state_dict(other.state_dict())
+
+
+def test_where_no_step_came_by_epsilon_training_is_null_and_forgotten_with_the_epoch():
+    record = recorded()
+    record.update_trained(np.where(np.arange(N) == 3, np.nan, TRAINED))
+    found = record.to_table(("example_id", "epsilon_training"))
+    assert found["epsilon_training"].is_null().to_pylist() == [i == 3 for i in range(N)]
+    record.start_epoch()
+    assert record.to_table()["epsilon_training"].null_count == N
+
+
+def test_parquet_in_groups_of_rows_is_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "ROW_GROUP", 5)
+    record = recorded()
+    record.write_parquet(tmp_path / "epoch.parquet")
+    assert pq.ParquetFile(tmp_path / "epoch.parquet").num_row_groups == 3
+    assert pq.read_table(tmp_path / "epoch.parquet").equals(record.to_table())
+
+
+def test_memory_for_a_million_examples_is_as_stated(tmp_path):
+    """What numpy, Python and Arrow hold of a record with its names, and what filling and writing it takes on top."""
+    num = 1_000_000
+    example_ids = np.array([f"images/{i % 10}/{i:012d}.jpg" for i in range(num)], dtype=np.object_)
+    assert len(example_ids[0]) == 25
+    shards = np.array([f"train-{i:05d}.tar" for i in range(100)], dtype=np.object_)[np.arange(num) // 10_000]
+    labels = np.zeros(num, np.int64)
+    arrow_before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        record = ExampleRecord(example_ids, shards, labels, labels)
+        held = tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes() - arrow_before
+        tracemalloc.reset_peak()
+        record.start_epoch()
+        rows = torch.ones(2048, len(ROW_COLUMNS), dtype=torch.float64)
+        for start in range(0, num - 2048, 100_000):
+            rows[:, 0] = torch.arange(start, start + 2048)
+            record.update(rows)
+        record.write_parquet(tmp_path / "epoch.parquet")
+        peak = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - arrow_before
+    finally:
+        tracemalloc.stop()
+    assert held == pytest.approx(114e6, rel=0.02)
+    assert peak - held < 40e6
 
 
 def test_a_sure_prediction_has_finite_figures():
