@@ -8,8 +8,6 @@ collision. Bytes moved per weight: 16 to sample, 8 to restore, 4 to look for NaN
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
 from trainer.optim.kernels import LARGEST_GRADIENT, Draw, Move
 from trainer.optim.kernels.philox import BLOCK, FAST, fill_block
+from trainer.optim.kernels.threads import run_all
 from trainer.optim.noise import DrawKey
 
 Array = NDArray[np.float32]
@@ -232,25 +231,13 @@ class _Task(NamedTuple):
         return self.loop(first, last, *self.arguments) or 0
 
 
-@lru_cache
-def _threads(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="ivon")
-
-
 def _run(tasks: Sequence[_Task]) -> int:
     """Run all loops, an equal share of the blocks on each thread; the sum of what they return."""
     num_blocks = [-(-task.num_weights // BLOCK) for task in tasks]
     total = sum(num_blocks)
     num_threads = max(1, min(torch.get_num_threads(), total // MIN_BLOCKS_A_THREAD))
     bounds = [total * thread // num_threads for thread in range(num_threads + 1)]
-    shares = [_Share(tasks, num_blocks, *bound) for bound in pairwise(bounds)]
-    if num_threads == 1:
-        return shares[0].run()
-    futures = [_threads(num_threads).submit(share.run) for share in shares]
-    try:
-        return sum(future.result() for future in futures)
-    finally:
-        wait(futures)
+    return sum(run_all([_Share(tasks, num_blocks, *bound).run for bound in pairwise(bounds)]))
 
 
 class _Share(NamedTuple):
