@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast check format clean bench-step bench-convergence
+.PHONY: help setup demo serve test test-fast check format clean bench-optim bench-step bench-convergence
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -32,6 +32,9 @@ check: setup ## Lint, format, types, import rules
 format: setup ## Mend what lint and format can mend
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
+
+bench-optim: setup ## Time an IVON step beside ivon-opt's and fused AdamW's; on a GPU if there is one
+	$(RUN)/python -m benchmarks.optim
 
 bench-step: setup ## Time a training step of each method, and the label-noise record; on a GPU if there is one
 	$(RUN)/python -m benchmarks.step
