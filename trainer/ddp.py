@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -32,6 +32,11 @@ def wrap(network: nn.Module, ranks: Ranks) -> nn.Module:
         # From torch 2.15 on the switch has a new name, which is unknown before, and the old one warns.
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def without_averaging(model: nn.Module) -> AbstractContextManager[None]:
+    """Forward *and* backward inside leave each rank its own gradient. `model` is what `wrap` returned."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 @torch.no_grad()

@@ -11,9 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer import ddp
+from trainer.batch_norm import statistics_kept
 from trainer.label_noise.training import epsilon_sq_of_pairs
-from trainer.method_spec import IVONSpec, MethodSpec, SGDSpec
+from trainer.method_spec import (
+    AdamWSpec,
+    ASAMSpec,
+    BSAMSpec,
+    IVONSpec,
+    LookSAMSpec,
+    MethodSpec,
+    MSAMSpec,
+    SAMSpec,
+    SGDSpec,
+)
+from trainer.optim.bsam import BSAM
 from trainer.optim.ivon import IVON
+from trainer.optim.looksam import LookSAM
+from trainer.optim.msam import MSAM
+from trainer.optim.sam import SAM
 from trainer.targets import Target
 
 
@@ -51,19 +67,29 @@ over the global batch.
 
 def step_for(method: MethodSpec) -> StepFunction:
     """The training step of a method."""
+    step: StepFunction
     match method:
         case IVONSpec(antithetic=True):
-            return antithetic_ivon_step
+            step = antithetic_ivon_step
         case IVONSpec():
-            return ivon_step
-        case SGDSpec():
-            return gradient_step
+            step = ivon_step
+        case SGDSpec() | AdamWSpec():
+            step = gradient_step
+        case SAMSpec() | ASAMSpec():
+            step = sam_step
+        case LookSAMSpec():
+            step = looksam_step
+        case MSAMSpec():
+            step = msam_step
+        case BSAMSpec():
+            step = bsam_step
         case _:
             assert_never(method)
+    return step
 
 
 def gradient_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
-    """One gradient, one step: SGD, and whatever else needs no more."""
+    """One gradient, one step: SGD and AdamW."""
     learner.optimizer.zero_grad()
     output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
     learner.optimizer.step()
@@ -106,6 +132,63 @@ def _mean_output(outputs: list[StepOutput]) -> StepOutput:
         loss=torch.stack([output.loss for output in outputs]).mean(),
         logits_BC=torch.stack([output.logits_BC for output in outputs]).mean(dim=0),
     )
+
+
+def sam_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """A pass at the weights, one at the weights perturbed along its gradient, and a step with the second's gradient.
+
+    The first gradient stays with its rank (m-SAM); the second is averaged. The first pass is what a training step
+    without SAM sees: BatchNorm's running statistics and the output are of it.
+    """
+    optimizer = learner.optimizer
+    assert isinstance(optimizer, SAM)
+    optimizer.zero_grad()
+    with ddp.without_averaging(learner.model):
+        output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    with optimizer.perturbed(), statistics_kept(learner.model):
+        _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    optimizer.step()
+    return output
+
+
+def looksam_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """In each k-th step SAM's two passes, in the others one. Both gradients are averaged over ranks."""
+    optimizer = learner.optimizer
+    assert isinstance(optimizer, LookSAM)
+    optimizer.zero_grad()
+    output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    if optimizer.is_sam_step:
+        with optimizer.perturbed(), statistics_kept(learner.model):
+            _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    optimizer.step()
+    return output
+
+
+def msam_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """One pass, at the weights perturbed along the momentum."""
+    optimizer = learner.optimizer
+    assert isinstance(optimizer, MSAM)
+    optimizer.zero_grad()
+    with optimizer.perturbed():
+        output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    optimizer.step()
+    return output
+
+
+def bsam_step(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:
+    """A pass at a sample of the weights, and one at their mean perturbed along its gradient.
+
+    Both gradients are averaged over ranks, and all ranks draw the same sample: results don't depend on their number.
+    """
+    optimizer = learner.optimizer
+    assert isinstance(optimizer, BSAM)
+    optimizer.zero_grad()
+    with optimizer.sampled_params():
+        output = _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    with optimizer.perturbed(), statistics_kept(learner.model):
+        _forward_backward(learner, images_BCHW, labels_B, weights_B)
+    optimizer.step()
+    return output
 
 
 def _forward_backward(learner: Learner, images_BCHW: Tensor, labels_B: Tensor, weights_B: Tensor) -> StepOutput:

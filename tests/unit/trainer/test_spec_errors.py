@@ -21,7 +21,7 @@ def said(**changes: object) -> list[str]:
     ("changes", "line"),
     [
         ({"method": {"kind": "ivon", "lr": -1}}, "method.lr = -1: must be greater than 0"),
-        ({"method": {"kind": "adam"}}, "method.kind = 'adam': must be one of 'ivon', 'sgd'"),
+        ({"method": {"kind": "adam"}}, "method.kind = 'adam': must be one of 'ivon', 'sgd', 'adamw', 'sam', 'asam'"),
         ({"method": {"lr": 1}}, "method.kind: is required; it chooses the fields allowed beside it"),
         ({"precision": "fp16"}, "precision = 'fp16': must be 'fp32' or 'bf16'"),
         ({"schedule": {"milestones": [1, "x"]}}, "schedule.milestones.1 = 'x': must be a valid integer"),
