@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,6 +35,7 @@ from trainer.optim.kernels import Draw, Kernels, Move, kernels_for
 from trainer.optim.kernels.eager import EagerKernels
 from trainer.optim.noise import DrawKey, NoiseSource, Stream
 from trainer.optim.posterior import MeanStore, Posterior
+from trainer.optim.rank_average import Averages, average_now, num_ranks, this_rank
 
 
 class _Gradient(NamedTuple):
@@ -60,8 +60,8 @@ class _Samples:
     """Σ ĝ by parameter; only used with several samples a step."""
     estimates: dict[Tensor, Tensor] = field(default_factory=dict)
     """Σ f by parameter; only used with several samples a step, or averaged over ranks."""
-    averages: dict[Tensor, Tensor] = field(default_factory=dict)
-    """f of the open sample, averaged over ranks."""
+    averages: Averages = field(default_factory=dict)
+    """f of the newest sample, of the parameters whose gradient is averaged over ranks already."""
 
 
 class IVON(Optimizer):
@@ -103,8 +103,9 @@ class IVON(Optimizer):
         """The first thirteen are ivon-opt's, by name and place.
 
         `sync`: each rank of the default process group draws its own noise, and gradients and Hessian estimates are
-        averaged over ranks: on a bare model here, or under DDP by the hook in rank_average.py. `fixed_hessian` leaves h
-        at h₀. `antithetic` draws samples in pairs m ± σe. `noise` is where e comes from: tests feed their own.
+        averaged over ranks: at the end of each sample, or under DDP by the hook that `rank_average.register` sets and
+        that DDP needs then, lest it average the gradients alone. Without a group it changes nothing. `fixed_hessian`
+        leaves h at h₀. `antithetic` draws samples in pairs m ± σe. `noise` is where e comes from: tests feed their own.
         """
         if mc_samples < 1 or (antithetic and mc_samples % 2):
             raise ValueError(f"mc_samples {mc_samples} must be at least 1, and even with antithetic")
@@ -112,7 +113,7 @@ class IVON(Optimizer):
             raise ValueError(f"hess_approx {hess_approx!r} must be 'price' or 'gradsq'")
         self.mc_samples = mc_samples
         self._hess_approx = hess_approx
-        self._sync = sync
+        self.sync = sync
         self._fixed_hessian = fixed_hessian
         self._antithetic = antithetic
         self._seed = seed
@@ -174,6 +175,7 @@ class IVON(Optimizer):
             )
         posterior = self.posterior()
         samples.factors = {factor.parameter: factor for factor in posterior.factors}
+        samples.averages = {}
         draw = self._draw(samples.count)
         try:
             with posterior.perturbed(draw.key, draw.sign):
@@ -208,7 +210,9 @@ class IVON(Optimizer):
         gradients = list(self._mean_gradients())
         if gradients:
             kernels = self._find_kernels()
-            usable = kernels.usable([gradient.value for gradient in gradients])
+            # Estimates too: gradients of several samples or ranks can cancel where their estimates overflow.
+            estimates = [f for g in gradients if (f := self._samples.estimates.get(g.parameter)) is not None]
+            usable = kernels.usable([*(gradient.value for gradient in gradients), *estimates])
             self._count_skipped(usable)
             draw = self._draw(0)
             for number, group in enumerate(self.param_groups):
@@ -218,22 +222,26 @@ class IVON(Optimizer):
         self._samples = _Samples()
         return loss
 
-    @property
-    def needs_estimate(self) -> bool:
-        """Whether steps need an estimate of the Hessian."""
-        return not self._fixed_hessian
+    def needs_estimate(self, parameter: Tensor) -> bool:
+        """Whether a training sample is open that needs this parameter's estimate of the Hessian."""
+        return self._samples.is_open and not self._fixed_hessian and parameter in self._samples.factors
 
     def estimate(self, parameter: Tensor, grad: Tensor) -> Tensor:
-        """f of the sample that is open, from this rank's gradient: what a DDP hook averages beside the gradient."""
+        """f of the sample that is open, from this rank's gradient: what is averaged over ranks beside the gradient."""
         assert self._samples.is_open
+        if parameter in self._samples.averages:
+            raise RuntimeError(
+                "a second backward pass would mix this rank's gradient with the average of the first: inside one"
+                " sampled_params, put all backward passes but the last under DDP's no_sync()"
+            )
         factor = self._samples.factors[parameter]
         if self._hess_approx == "gradsq":
             return squared_gradient(grad, factor.ess)
         return self._find_kernels().price(factor, self._draw(self._samples.count), grad)
 
-    def take_average(self, parameter: Tensor, estimate: Tensor) -> None:
-        """Take the average over ranks of the open sample's `estimate`. Its tensor is read, not kept."""
-        self._samples.averages[parameter] = estimate.clone()
+    def take_averages(self, averages: Averages) -> None:
+        """Take the open sample's estimates, averaged over ranks like the gradients of these parameters."""
+        self._samples.averages |= averages
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict with one more entry, `ivon`: what the samples of the next step depend on."""
@@ -300,7 +308,7 @@ class IVON(Optimizer):
     def _draw(self, sample: int) -> Draw:
         """Noise and sign of a training sample; antithetic samples 2i and 2i+1 are m + σe and m - σe with the same e."""
         number, sign = (sample // 2, -1.0 if sample % 2 else 1.0) if self._antithetic else (sample, 1.0)
-        rank = dist.get_rank() if self._sync else 0
+        rank = this_rank() if self.sync else 0
         return Draw(DrawKey(self._seed, Stream.TRAINING, self._num_steps, number, rank), sign)
 
     def _gradients(self) -> Iterator[_Gradient]:
@@ -322,10 +330,11 @@ class IVON(Optimizer):
     def _add_sample(self) -> None:
         """Close the sample: average it over ranks, and if it is one of several move it into the sums."""
         samples = self._samples
-        if self._sync and not samples.averages:
-            self._average_over_ranks()
+        if self.sync and num_ranks() > 1:
+            left = [p for p in samples.factors if p.numel() and p not in samples.averages]
+            samples.averages |= average_now(left, None if self._fixed_hessian else self.estimate)
         if self.mc_samples == 1:
-            samples.estimates = samples.averages
+            samples.estimates = {p: f for p, f in samples.averages.items() if f is not None}
         else:
             for gradient in self._gradients():
                 self._add_gradient(gradient)
@@ -339,27 +348,14 @@ class IVON(Optimizer):
             samples.grads[parameter].add_(gradient.value)
         else:
             samples.grads[parameter] = gradient.value.clone()  # DDP may own the gradient's memory
-        if self.needs_estimate:
-            estimate = samples.averages[parameter] if self._sync else self.estimate(parameter, gradient.value)
+        if not self._fixed_hessian:
+            average = samples.averages.get(parameter)
+            estimate = self.estimate(parameter, gradient.value) if average is None else average
             if parameter in samples.estimates:
                 samples.estimates[parameter].add_(estimate)
             else:
                 samples.estimates[parameter] = estimate
         parameter.grad = None
-
-    def _average_over_ranks(self) -> None:
-        """Average gradients and estimates in one blocking all-reduce: for a bare model, whose gradients are local."""
-        gradients = list(self._gradients())
-        values = [gradient.value for gradient in gradients]
-        if self.needs_estimate:
-            averages = [self.estimate(gradient.parameter, gradient.value) for gradient in gradients]
-            self._samples.averages = {g.parameter: f for g, f in zip(gradients, averages, strict=True)}
-            values += averages
-        together = torch.cat([value.flatten() for value in values])
-        dist.all_reduce(together)
-        parts = torch.split(together.div_(dist.get_world_size()), [value.numel() for value in values])
-        for value, part in zip(values, parts, strict=True):
-            value.copy_(part.view_as(value))
 
     def _move(self, gradient: _Gradient, usable: Tensor) -> Move:
         """What the step knows of a parameter; counts the step as one of its own if it will be made."""
