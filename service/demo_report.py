@@ -74,6 +74,10 @@ class JobReport(BaseModel):
     test_accuracy: float | None = None
     test_nll: float | None = None
     test_ece: float | None = None
+    averaged_accuracy: float | None = None
+    """On the test split too, predicted by the average over weight samples; null without a posterior."""
+    averaged_nll: float | None = None
+    averaged_ece: float | None = None
     epsilon: dict[Estimator, dict[str, float]] = {}
     """Percentiles of ‖ε‖₂ over the tracked examples after the last epoch, by estimator; empty without a posterior."""
     suspects: list[ExampleView] = []
@@ -112,7 +116,8 @@ def job_report(client: HushClient, job: JobView) -> JobReport:
     report = JobReport(id=job.id, name=job.name, state=job.state, message=job.message, mlflow=job.links.mlflow)
     if job.state is not JobState.SUCCEEDED:
         return report
-    test = client.evaluation(job.id).splits["test"]
+    evaluation = client.evaluation(job.id)
+    test, averaged = evaluation.splits["test"], evaluation.averaged.get("test")
     noise = client.label_noise(job.id)[-1]
     suspects = list(islice(client.examples(job.id, page=NUM_SUSPECTS), NUM_SUSPECTS))
     return report.model_copy(
@@ -120,6 +125,9 @@ def job_report(client: HushClient, job: JobView) -> JobReport:
             "test_accuracy": test.accuracy,
             "test_nll": test.nll,
             "test_ece": test.ece,
+            "averaged_accuracy": averaged and averaged.accuracy,
+            "averaged_nll": averaged and averaged.nll,
+            "averaged_ece": averaged and averaged.ece,
             "epsilon": {name: histogram.quantiles for name, histogram in noise.overall.items()},
             "suspects": suspects[:NUM_SHOWN],
             "suspect_precision": sum(e.clean_label != e.given_label for e in suspects) / max(1, len(suspects)),
@@ -156,6 +164,7 @@ def print_report(console: Console, report: DemoReport) -> None:
 
 _FIGURES: Final = (
     *("test accuracy", "test NLL", "test ECE"),
+    "the same, weight samples averaged",
     *("‖ε‖ exact, median / p95", "‖ε‖ linearised, median / p95"),
     f"wrong among the {NUM_SUSPECTS} most suspect",
 )
@@ -164,9 +173,16 @@ _FIGURES: Final = (
 def _figures(job: JobReport) -> list[str]:
     return [
         *(f"{job.test_accuracy:.1%}", f"{job.test_nll:.3f}", f"{job.test_ece:.3f}"),
+        _averaged(job),
         *(_quantiles(job.epsilon.get(estimator)) for estimator in ("exact", "linearised")),
         f"{job.suspect_precision:.0%}",
     ]
+
+
+def _averaged(job: JobReport) -> str:
+    if job.averaged_accuracy is None:
+        return "—"
+    return f"{job.averaged_accuracy:.1%} / {job.averaged_nll:.3f} / {job.averaged_ece:.3f}"
 
 
 def _quantiles(quantiles: dict[str, float] | None) -> str:

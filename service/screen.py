@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, get_args
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from service.jobs import JobState
 from service.schemas import EventView, ExampleSort, ExampleView, JobView
-from trainer.run_schema import EvaluationReport, LabelNoiseRecord
+from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
 _STATE_STYLES: Final = {
     JobState.QUEUED: "dim",
@@ -25,14 +25,21 @@ _STATE_STYLES: Final = {
     JobState.FAILED: "bold red",
     JobState.CANCELLED: "dim",
 }
+
+
+def _evaluation_figures() -> Iterator[tuple[str, str, str]]:
+    for split in get_args(Split):
+        for labels in get_args(LabelKind):
+            for predictor in get_args(Predictor):
+                how = f"{' averaged' * (predictor == 'averaged')}{' (given labels)' * (labels == 'given')}"
+                yield evaluation_metric(split, labels, predictor, "accuracy"), f"{split} accuracy{how}", ".1%"
+                yield evaluation_metric(split, labels, predictor, "nll"), "nll", ".3f"
+                yield evaluation_metric(split, labels, predictor, "ece"), "ece", ".3f"
+
+
 _EPOCH_FIGURES: Final = (
     ("train/loss", "loss", ".3f"),
-    ("val/accuracy", "val accuracy", ".1%"),
-    ("val/nll", "nll", ".3f"),
-    ("val/ece", "ece", ".3f"),
-    ("test/accuracy", "test accuracy", ".1%"),
-    ("test/nll", "nll", ".3f"),
-    ("test/ece", "ece", ".3f"),
+    *_evaluation_figures(),
     ("label_noise/exact/p50", "ε p50", ".4f"),
 )
 """Metric, what it is called in a line about an epoch, and its format."""
@@ -102,9 +109,10 @@ def print_job(job: JobView, evaluation: EvaluationReport | None, noise: LabelNoi
     if job.links.mlflow:
         facts.add_row("MLflow", job.links.mlflow)
     out.print(facts, soft_wrap=True)
-    for evaluated in evaluation.splits.values() if evaluation else ():
+    for evaluated in (*evaluation.splits.values(), *evaluation.averaged.values()) if evaluation else ():
+        samples = "" if evaluated.num_mc_samples is None else f", {evaluated.num_mc_samples} weight samples averaged"
         out.print(
-            f"{evaluated.split:<5} ({evaluated.labels} labels)  accuracy {evaluated.accuracy:.1%}"
+            f"{evaluated.split:<5} ({evaluated.labels} labels{samples})  accuracy {evaluated.accuracy:.1%}"
             f"  nll {evaluated.nll:.3f}  brier {evaluated.brier:.3f}  ece {evaluated.ece:.3f}"
         )
     for estimator, histogram in noise.overall.items() if noise else ():

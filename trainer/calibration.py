@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from trainer.run_schema import Evaluation, ReliabilityBin
+from trainer.run_schema import Evaluation, LabelKind, ReliabilityBin, Split
 
 NUM_BINS = 15
 
@@ -38,8 +36,9 @@ class PredictionCounts:
         bins_N3.index_add_(0, bin_B, torch.stack([torch.ones_like(right_B), confidence_B, right_B], dim=1))
         confusion.index_add_(0, labels_B * self._num_classes + predicted_B, torch.ones_like(right_B))
 
-    def evaluation(self, split: Literal["val", "test"], labels: Literal["clean", "given"]) -> Evaluation:
-        """The figures; `labels` says what the predictions were compared with."""
+    def evaluation(self, split: Split, labels: LabelKind, num_mc_samples: int | None = None) -> Evaluation:
+        """The figures; `labels` says what the predictions were compared with, and `num_mc_samples`, if they are
+        averages, over how many weight samples."""
         totals, bins_N3, confusion = (part.cpu() for part in self._parts())
         counts_N, confidence_N, right_N = bins_N3.unbind(dim=1)
         num_examples = int(counts_N.sum())
@@ -48,6 +47,8 @@ class PredictionCounts:
         return Evaluation(
             split=split,
             labels=labels,
+            predictor="mean" if num_mc_samples is None else "averaged",
+            num_mc_samples=num_mc_samples,
             num_examples=num_examples,
             accuracy=float(right_N.sum()) / num_examples,
             nll=float(totals[0]) / num_examples,

@@ -6,16 +6,27 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Self
+from typing import Self, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer import run_schema
-from trainer.run_schema import EpochSummary
+from trainer.run_schema import EpochSummary, EvaluationFigure, LabelKind, Predictor, Split, evaluation_metric
 
 LINE_INTERVAL_S = 10.0
-SHOWN_METRICS = ("train/loss", "train/accuracy", "val/accuracy", "val/nll", "test/accuracy", "test/nll", "test/ece")
+SHOWN_METRICS = (
+    "train/loss",
+    "train/accuracy",
+    *(
+        evaluation_metric(split, labels, predictor, figure)
+        for split in get_args(Split)
+        for labels in get_args(LabelKind)
+        for predictor in get_args(Predictor)
+        for figure in get_args(EvaluationFigure)
+        if figure != "brier"
+    ),
+)
 
 
 class ConsoleSupervisor:

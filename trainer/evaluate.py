@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from data_pipeline.augment import to_model_input
 from data_pipeline.loader import Batch
 from trainer import ddp
 from trainer.calibration import PredictionCounts
+from trainer.chunks import MAX_CHUNK_BYTES, chunks
 from trainer.errors import diverged
-from trainer.job_data import EvaluatedSplit, JobData, label_kind
-from trainer.label_noise.estimators import posterior_of
+from trainer.job_data import JobData, label_kind
+from trainer.label_noise.estimators import logits_of, posterior_of
+from trainer.optim.noise import DrawKey, Stream
 from trainer.ranks import Ranks
 from trainer.run import Position, Run
-from trainer.run_schema import Evaluation
+from trainer.run_schema import Evaluation, Split
+from trainer.spec import JobSpec
 
 NUM_STATISTICS_EXAMPLES = 2048
 """Training examples that BatchNorm's statistics are estimated from anew: the noise of a mean over them is about 2%."""
 
 
-def evaluate_epoch(run: Run, epoch: int) -> dict[EvaluatedSplit, Evaluation]:
+def evaluate_epoch(run: Run, epoch: int) -> tuple[Evaluation, ...]:
     """Evaluate the splits that are due after this epoch. Called by all ranks; all get the same figures.
 
-    The weights are the posterior mean where there is a posterior. DivergedError if a prediction is not finite.
+    By the weights, the posterior mean where there is a posterior, and averaged over weight samples where that is due.
+    DivergedError if a prediction is not finite.
     """
     splits = due_splits(run.data, is_last=epoch == run.spec.schedule.epochs)
-    return {split: _evaluate(run, split) for split in splits}
+    draws = due_draws(run.spec, epoch) if posterior_of(run.learner.optimizer) is not None else ()
+    return tuple(evaluation for split in splits for evaluation in _evaluate(run, split, draws))
 
 
-def due_splits(data: JobData, *, is_last: bool) -> tuple[EvaluatedSplit, ...]:
+def due_splits(data: JobData, *, is_last: bool) -> tuple[Split, ...]:
     """val after each epoch and test after the last; test after each where there is no val."""
     return tuple(split for split in data.evaluated if split == "val" or is_last or "val" not in data.evaluated)
+
+
+def due_draws(spec: JobSpec, epoch: int) -> tuple[DrawKey, ...]:
+    """The weight samples to average over after this epoch, the same on all ranks; none where it is not due."""
+    every_epochs = spec.evaluation.average_every_epochs or spec.schedule.epochs
+    if epoch % every_epochs and epoch != spec.schedule.epochs:
+        return ()
+    return tuple(DrawKey(spec.seed, Stream.PREDICTION, epoch, i) for i in range(spec.evaluation.num_mc_samples))
 
 
 def refresh_statistics(run: Run, position: Position) -> None:
     """Make BatchNorm's running statistics those of the weights that are evaluated. Called by all ranks.
 
     Training that samples weights collects them at the samples: then they are estimated anew at the mean, on training
-    batches. Without sampling, the ranks' own are averaged.
+    batches, unless `evaluation.reestimate_batchnorm` is off. Without sampling, the ranks' own are averaged.
     """
     layers = [module for module in run.network.modules() if isinstance(module, _BatchNorm)]
     if not layers:
         return
-    if posterior_of(run.learner.optimizer) is not None:
+    if run.spec.evaluation.reestimate_batchnorm and posterior_of(run.learner.optimizer) is not None:
         num_batches = -(-NUM_STATISTICS_EXAMPLES // run.spec.data.batch_size)
         batches = run.data.train.loader.epoch(position.epoch)
         _estimate_statistics(run.network, layers, zip(range(num_batches), batches, strict=False), run.ranks)
@@ -72,20 +86,48 @@ def _estimate_statistics(
 
 
 @torch.no_grad()
-def _evaluate(run: Run, split: EvaluatedSplit) -> Evaluation:
+def _evaluate(run: Run, split: Split, draws: tuple[DrawKey, ...]) -> list[Evaluation]:
+    """By the weights; and averaged over the draws, if there are any."""
     part = run.data.evaluated[split]
     kind = label_kind(part.table)
-    counts = PredictionCounts(len(run.data.manifest.classes), run.ranks.device)
+    num_classes, device = len(run.data.manifest.classes), run.ranks.device
+    mean, averaged = (PredictionCounts(num_classes, device) for _ in range(2))
     run.network.eval()
     try:
-        for batch in part.loader.epoch(0):
-            labels_B = batch.clean_labels_B if kind == "clean" else batch.given_labels_B
-            with run.learner.autocast():
-                logits_BC = run.network(to_model_input(batch.images_BHWC, batch.flip_B, run.ranks.device))
-            counts.add(logits_BC[batch.valid_B].float(), labels_B[batch.valid_B])
+        for chunk in chunks(part.loader, device, MAX_CHUNK_BYTES if draws else 0):
+            labels_B = (chunk.clean_labels_B if kind == "clean" else chunk.given_labels_B)[chunk.valid_B]
+            logits_BC = _logits(run, chunk.images_BCHW)
+            mean.add(logits_BC[chunk.valid_B], labels_B)
+            if draws:
+                log_p_BC = log_mean_softmax(_sampled_logits(run, chunk.images_BCHW, draws))
+                averaged.add(log_p_BC[chunk.valid_B], labels_B)
     finally:
         run.network.train()
-    run.ranks.sum_(counts.table)
-    if not counts.table.isfinite().all():
-        raise diverged(f"the predictions on {split}", run.spec.method.lr)
-    return counts.evaluation(split, kind)
+    for sums in (mean, averaged):
+        run.ranks.sum_(sums.table)
+        if not sums.table.isfinite().all():
+            raise diverged(f"the predictions on {split}", run.spec.method.lr)
+    by_weights = mean.evaluation(split, kind)
+    return [by_weights, averaged.evaluation(split, kind, len(draws))] if draws else [by_weights]
+
+
+def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
+    """log of the mean over samples of softmax(logits_BC), float64; finite also where that mean would round to 0."""
+    log_p = torch.stack([logits_BC.double().log_softmax(dim=1) for logits_BC in logits])
+    return log_p.logsumexp(dim=0) - math.log(len(logits))
+
+
+def _sampled_logits(run: Run, images_BCHW: Tensor, draws: tuple[DrawKey, ...]) -> list[Tensor]:
+    """Logits at each draw. BatchNorm works with the statistics at the mean."""
+    posterior = posterior_of(run.learner.optimizer)
+    assert posterior is not None, "only a posterior has samples"
+    logits = []
+    for draw in draws:
+        with posterior.perturbed(draw):
+            logits.append(_logits(run, images_BCHW))
+    return logits
+
+
+def _logits(run: Run, images_BCHW: Tensor) -> Tensor:
+    with run.learner.autocast():
+        return logits_of(run.network, images_BCHW).float()

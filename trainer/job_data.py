@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -13,10 +12,10 @@ from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable, open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
 from trainer.ranks import Ranks
+from trainer.run_schema import LabelKind, Split
 from trainer.spec import JobSpec
 
-EvaluatedSplit = Literal["val", "test"]
-EVALUATED_SPLITS: tuple[EvaluatedSplit, ...] = ("val", "test")
+EVALUATED_SPLITS: tuple[Split, ...] = ("val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class JobData:
     train: Part
     tracked: Part
     """The examples whose label noise is recorded, in the order of the training table."""
-    evaluated: Mapping[EvaluatedSplit, Part]
+    evaluated: Mapping[Split, Part]
     """val and test, those of them that the data set has."""
 
 
@@ -79,6 +78,6 @@ def tracked_rows(spec: JobSpec, num_train: int) -> np.ndarray[tuple[int], np.dty
     return np.sort(chosen).astype(np.int64)
 
 
-def label_kind(table: ExampleTable) -> Literal["clean", "given"]:
+def label_kind(table: ExampleTable) -> LabelKind:
     """The labels a split is measured against: the clean ones where all are known, else the given ones."""
     return "clean" if bool((table.clean_labels != UNKNOWN_LABEL).all()) else "given"

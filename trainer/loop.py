@@ -13,7 +13,7 @@ from data_pipeline.errors import QuarantineLimitError
 from data_pipeline.loader import Batch
 from trainer.errors import diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics
-from trainer.job_data import EvaluatedSplit, open_data
+from trainer.job_data import open_data
 from trainer.ranks import Ranks
 from trainer.recording import Recording, is_due, record_epoch
 from trainer.run import Position, Run, build_run, resume, save_checkpoint
@@ -132,8 +132,8 @@ def finish_epoch(run: Run, position: Position) -> None:
     run.pulse.enter("evaluating", epoch=epoch, step=step)
     refresh_statistics(run, position)
     evaluations = evaluate_epoch(run, epoch)
-    for split, evaluation in evaluations.items():
-        metrics |= {f"{split}/{name}": getattr(evaluation, name) for name in ("accuracy", "nll", "brier", "ece")}
+    for evaluation in evaluations:
+        metrics |= evaluation.metrics()
     recording = Recording({}, None)
     if is_due(run.spec.label_noise.every_epochs, epoch, run.spec.schedule.epochs):
         run.pulse.enter("recording", epoch=epoch, step=step)
@@ -150,15 +150,14 @@ def finish_epoch(run: Run, position: Position) -> None:
     run.supervisor.epoch_finished(EpochSummary(epoch=epoch, metrics=metrics))
 
 
-def publish_evaluation(
-    run: Run, position: Position, evaluations: dict[EvaluatedSplit, Evaluation], recording: Recording
-) -> None:
+def publish_evaluation(run: Run, position: Position, evaluations: tuple[Evaluation, ...], recording: Recording) -> None:
     """Write the epoch's EvaluationReport."""
     report = EvaluationReport(
         epoch=position.epoch,
         step=position.step,
         classes=run.data.manifest.classes,
-        splits=dict(evaluations),
+        splits={e.split: e for e in evaluations if e.predictor == "mean"},
+        averaged={e.split: e for e in evaluations if e.predictor == "averaged"},
         noise_transition=recording.noise_transition,
     )
     name = epoch_file(EVALUATION_DIR, position.epoch, "json")

@@ -137,10 +137,12 @@ METRICS = {
     "train/accuracy": "share of training examples whose given label was predicted, during the epoch",
     "train/images_per_s": "training throughput over all ranks",
     "train/lr": "learning rate",
-    "{split}/accuracy": "share of examples predicted right; split is val or test, labels as evaluation says",
-    "{split}/nll": "mean negative log likelihood, in nats",
-    "{split}/brier": "mean squared distance between probabilities and the one-hot label",
-    "{split}/ece": "expected calibration error, 15 equal-width bins",
+    "{split}_{labels}/accuracy": "share of examples predicted right by the weights (with a posterior: by its mean);"
+    " split is val or test, labels are clean or, where not all clean ones are known, given",
+    "{split}_{labels}/nll": "mean negative log likelihood, in nats",
+    "{split}_{labels}/brier": "mean squared distance between probabilities and the one-hot label",
+    "{split}_{labels}/ece": "expected calibration error, 15 equal-width bins",
+    "{split}_{labels}_averaged/{figure}": "the same four of the prediction averaged over weight samples",
     "label_noise/{estimator}/p{q}": "q-th percentile of ‖ε‖₂; estimator is exact, linearised (both over the tracked"
     " examples) or training (over all that the epoch trained on)",
     "label_noise/{estimator}/mean": "mean of ‖ε‖₂, likewise",
@@ -150,6 +152,18 @@ METRICS = {
 
 QUANTILES = (5, 25, 50, 75, 95, 99)
 """Percentiles of ‖ε‖₂ that become metrics."""
+
+EvaluationFigure = Literal["accuracy", "nll", "brier", "ece"]
+Split = Literal["val", "test"]
+LabelKind = Literal["clean", "given"]
+Predictor = Literal["mean", "averaged"]
+"""`mean`: the weights, for a method with a posterior its mean; `averaged`: softmax averaged over weight samples."""
+
+
+def evaluation_metric(split: Split, labels: LabelKind, predictor: Predictor, figure: EvaluationFigure) -> str:
+    """Name of a metric, which says what was predicted how, and whether the labels it was held against are clean."""
+    return f"{split}_{labels}{'_averaged' if predictor == 'averaged' else ''}/{figure}"
+
 
 Estimator = Literal["exact", "linearised", "training"]
 """`exact`: Eq. 16, and `linearised`: Eq. 20, of the tracked examples with the model held still after the epoch.
@@ -202,9 +216,14 @@ class ReliabilityBin(Schema):
 class Evaluation(Schema):
     """How well a split is predicted."""
 
-    split: Literal["val", "test"]
-    labels: Literal["clean", "given"]
+    split: Split
+    labels: LabelKind
     """What the predictions were compared with."""
+    predictor: Predictor = "mean"
+    """`mean`: by the weights, for a method with a posterior by its mean; `averaged`: by the mean of the softmax over
+    weight samples. Both use BatchNorm's statistics at the mean."""
+    num_mc_samples: int | None = None
+    """Weight samples averaged over; null for `mean`."""
     num_examples: int
     accuracy: float
     nll: float
@@ -216,6 +235,16 @@ class Evaluation(Schema):
     confusion: tuple[tuple[int, ...], ...]
     """confusion[label][predicted]: number of examples."""
 
+    def metrics(self) -> dict[str, float]:
+        """The figures by metric name."""
+        figures: dict[EvaluationFigure, float] = {
+            "accuracy": self.accuracy,
+            "nll": self.nll,
+            "brier": self.brier,
+            "ece": self.ece,
+        }
+        return {evaluation_metric(self.split, self.labels, self.predictor, f): v for f, v in figures.items()}
+
 
 class EvaluationReport(Schema):
     """The evaluation of one epoch."""
@@ -224,7 +253,9 @@ class EvaluationReport(Schema):
     step: int
     classes: tuple[str, ...]
     splits: dict[str, Evaluation]
-    """`val`, and `test` after the last epoch (and each epoch where there is no val)."""
+    """By the weights: `val`, and `test` after the last epoch (and each epoch where there is no val)."""
+    averaged: dict[str, Evaluation] = {}
+    """The same splits, averaged over weight samples; empty where that was not due, or without a posterior."""
     noise_transition: tuple[tuple[float, ...], ...] | None = None
     """noise_transition[i][j]: share of tracked examples predicted i whose given label is j."""
 

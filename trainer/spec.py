@@ -80,6 +80,20 @@ class LabelNoiseSpec(Spec):
         return self
 
 
+class EvaluationSpec(Spec):
+    """How val and test are predicted: always by the weights (for a method with a posterior its mean), and for such a
+    method also by the average over weight samples, when that is due."""
+
+    num_mc_samples: int = Field(default=16, ge=0, le=1024)
+    """Weight samples whose softmax is averaged; 0: none. Each costs a forward pass over val and test."""
+    average_every_epochs: int | None = Field(default=None, ge=1)
+    """Average after every n-th epoch, and after the last; unset: after the last only."""
+    reestimate_batchnorm: bool = True
+    """Estimate BatchNorm's running statistics anew at the posterior mean before evaluating: training collects them at
+    weight samples. Networks without BatchNorm and methods without a posterior need none. The averaged prediction uses
+    the same statistics."""
+
+
 class ResourcesSpec(Spec):
     """What the job asks of the cluster. One worker is one DDP rank."""
 
@@ -112,6 +126,7 @@ class JobSpec(Spec):
     target: TargetSpec = Field(default_factory=HardTarget)
     schedule: ScheduleSpec = ScheduleSpec()
     label_noise: LabelNoiseSpec = LabelNoiseSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     resources: ResourcesSpec = ResourcesSpec()
     fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -82,7 +82,12 @@ def test_mlflow_holds_the_same_histograms_pictures_and_metrics(trained: Trained)
         assert any("label_noise" in file["path"] for file in pictures["files"])
         logged = client.get("/api/2.0/mlflow/runs/get", params={"run_id": run_id}).json()["run"]
     metrics = {metric["key"]: metric["value"] for metric in logged["data"]["metrics"]}
-    assert {"label_noise/exact/p50", "label_noise/linearised/p95", "val/accuracy", "test/ece"} <= set(metrics)
+    assert {
+        "label_noise/exact/p50",
+        "label_noise/linearised/p95",
+        "val_clean/accuracy",
+        "test_clean_averaged/ece",
+    } <= set(metrics)
     (series,) = [one for one in trained.get("/metrics").json()["series"] if one["name"] == "label_noise/exact/p50"]
     assert series["points"][-1]["value"] == pytest.approx(metrics["label_noise/exact/p50"])
     assert logged["info"]["status"] == "FINISHED"
@@ -98,8 +103,9 @@ def test_examples_come_sorted_and_with_both_labels(trained: Trained) -> None:
 
 def test_evaluation_adds_up(trained: Trained) -> None:
     report = trained.get("/evaluation").json()
-    for split in ("val", "test"):
-        evaluation = report["splits"][split]
+    evaluations = [report[by][split] for by in ("splits", "averaged") for split in ("val", "test")]
+    assert [evaluation["predictor"] for evaluation in evaluations] == ["mean", "mean", "averaged", "averaged"]
+    for evaluation in evaluations:
         assert evaluation["labels"] == "clean"
         assert sum(map(sum, evaluation["confusion"])) == evaluation["num_examples"]
         assert sum(one["num_examples"] for one in evaluation["reliability"]) == evaluation["num_examples"]

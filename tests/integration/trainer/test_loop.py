@@ -58,7 +58,8 @@ def test_ivon_leaves_a_complete_run_folder(manifest: Path, tmp_path: Path) -> No
 def test_metrics_have_the_agreed_names(manifest: Path, tmp_path: Path) -> None:
     result = train_alone(context_for(digits_spec(manifest), tmp_path))
     known = {"label_noise/suspect_precision_100"} | {name for name in METRICS if "{" not in name}
-    known |= {f"{split}/{name}" for split in ("val", "test") for name in ("accuracy", "nll", "brier", "ece")}
+    evaluated = [f"{split}_clean{how}" for split in ("val", "test") for how in ("", "_averaged")]
+    known |= {f"{what}/{name}" for what in evaluated for name in ("accuracy", "nll", "brier", "ece")}
     quantiles = [f"p{q}" for q in QUANTILES]
     known |= {f"label_noise/{e}/{name}" for e in ("exact", "linearised") for name in (*quantiles, "mean")}
     assert set(result.metrics) == known
@@ -99,7 +100,7 @@ def test_sgd_learns_through_the_noise_and_has_no_epsilon(manifest: Path, tmp_pat
         label_noise={"every_epochs": 8, "num_examples": "all"},
     )
     result = train_alone(context_for(spec, tmp_path))
-    assert result.metrics["test/accuracy"] > 0.8
+    assert result.metrics["test_clean/accuracy"] > 0.8
     assert result.metrics["label_noise/suspect_precision_100"] > 0.8
     assert [name for name in published(tmp_path) if name.startswith("examples/")] == ["examples/epoch_0008.parquet"]
     table = pq.read_table(tmp_path / "examples/epoch_0008.parquet")

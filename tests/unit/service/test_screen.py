@@ -33,8 +33,10 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_an_epoch_shows_what_it_has() -> None:
     assert epoch_figures({}) == ""
-    figures = {"val/accuracy": 0.5, "train/loss": 1.0, "label_noise/exact/p50": 0.01, "unknown": 3.0}
+    figures = {"val_clean/accuracy": 0.5, "train/loss": 1.0, "label_noise/exact/p50": 0.01, "unknown": 3.0}
     assert epoch_figures(figures) == "loss 1.000 · val accuracy 50.0% · ε p50 0.0100"
+    figures = {"test_given_averaged/accuracy": 0.25, "test_given/nll": 2.0, "test_clean_averaged/ece": 0.125}
+    assert epoch_figures(figures) == "ece 0.125 · nll 2.000 · test accuracy averaged (given labels) 25.0%"
 
 
 def test_sort_keys_are_checked() -> None:
@@ -57,6 +59,9 @@ REPORT = DemoReport.model_validate(
                 "test_accuracy": 0.923,
                 "test_nll": 0.4,
                 "test_ece": 0.23,
+                "averaged_accuracy": 0.931,
+                "averaged_nll": 0.31,
+                "averaged_ece": 0.19,
                 "epsilon": {"exact": {"p50": 0.026, "p95": 0.052}},
                 "suspects": [dict.fromkeys(ExampleView.model_fields, 1) | SUSPECT],
                 "suspect_precision": 0.98,
@@ -73,6 +78,7 @@ def test_the_demo_s_report_says_it_all(color_system: Literal["truecolor"] | None
     print_report(Console(file=out, force_terminal=bool(color_system), color_system=color_system, width=100), REPORT)
     for said in (
         "92.3%",
+        "93.1% / 0.310 / 0.190",
         "0.026 / 0.052",
         "—",
         "98%",
