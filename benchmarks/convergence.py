@@ -169,8 +169,8 @@ class Runs:
         with self._file.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(result)) + "\n")
         print(
-            f"{setting.method:<5} {setting.label:<16} seed {seed}: val {metrics['val/accuracy']:.4f},"
-            f" test {metrics['test/accuracy']:.4f}, train (given labels) {metrics['train/accuracy']:.3f},"
+            f"{setting.method:<5} {setting.label:<16} seed {seed}: val {metrics['val_clean/accuracy']:.4f},"
+            f" test {metrics['test_clean/accuracy']:.4f}, train (given labels) {metrics['train/accuracy']:.3f},"
             f" {result.wall_s:.0f} s",
             flush=True,
         )
@@ -197,7 +197,7 @@ class Runs:
 
 def best_of(results: list[Result], method: str) -> Result:
     """The method's result with the best accuracy on val; of equal ones the first."""
-    return max((r for r in results if r.method == method), key=lambda r: r.metrics["val/accuracy"])
+    return max((r for r in results if r.method == method), key=lambda r: r.metrics["val_clean/accuracy"])
 
 
 def prepare_data(options: argparse.Namespace) -> Path:
@@ -212,33 +212,37 @@ def prepare_data(options: argparse.Namespace) -> Path:
 
 
 def report(sweep: list[Result], chosen: dict[str, list[Result]]) -> dict[str, object]:
-    """Print the tables; the figures of the JSON line."""
+    """Print the tables; the figures of the JSON line. With a posterior there are two predictions of the same runs."""
     print("\n| method | chosen on val | test accuracy | NLL | ECE | train accuracy (given labels) | s a run |")
     print("|---|---|---|---|---|---|---|")
     figures: dict[str, object] = {}
     for method, results in chosen.items():
-        accuracy = [100 * r.metrics["test/accuracy"] for r in results]
-        spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
-        means = {
-            name: statistics.mean(r.metrics[name] for r in results)
-            for name in ("test/nll", "test/ece", "train/accuracy")
-        }
-        wall_s = statistics.mean(r.wall_s for r in results)
-        figures[method] = {
-            "test_accuracy": round(statistics.mean(accuracy), 2),
-            "nll": round(means["test/nll"], 4),
-            "ece": round(means["test/ece"], 4),
-        }
-        print(
-            f"| {method} | {results[0].label} | {statistics.mean(accuracy):.2f}{spread} | {means['test/nll']:.3f}"
-            f" | {means['test/ece']:.3f} | {100 * means['train/accuracy']:.1f} | {wall_s:.0f} |"
-        )
+        figures[method] = _row(method, results, "test_clean")
+        if "test_clean_averaged/accuracy" in results[0].metrics:
+            figures[f"{method}, averaged"] = _row(f"{method}, averaged", results, "test_clean_averaged")
     print("\n| all settings, seed 0 | val accuracy | test accuracy | NLL | ECE |\n|---|---|---|---|---|")
     for result in sweep:
-        val, test = (100 * result.metrics[f"{split}/accuracy"] for split in ("val", "test"))
-        nll, ece = result.metrics["test/nll"], result.metrics["test/ece"]
+        val, test = (100 * result.metrics[f"{split}_clean/accuracy"] for split in ("val", "test"))
+        nll, ece = result.metrics["test_clean/nll"], result.metrics["test_clean/ece"]
         print(f"| {result.method}, {result.label} | {val:.1f} | {test:.2f} | {nll:.3f} | {ece:.3f} |")
     return figures
+
+
+def _row(name: str, results: list[Result], prefix: str) -> dict[str, float]:
+    """Print one method's line: means over its seeds of the metrics under `prefix`."""
+
+    def mean(metric: str) -> float:
+        return statistics.mean(result.metrics[metric] for result in results)
+
+    accuracy = [100 * result.metrics[f"{prefix}/accuracy"] for result in results]
+    spread = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+    nll, ece = mean(f"{prefix}/nll"), mean(f"{prefix}/ece")
+    wall_s = statistics.mean(result.wall_s for result in results)
+    print(
+        f"| {name} | {results[0].label} | {statistics.mean(accuracy):.2f}{spread} | {nll:.3f} | {ece:.3f}"
+        f" | {100 * mean('train/accuracy'):.1f} | {wall_s:.0f} |"
+    )
+    return {"test_accuracy": round(statistics.mean(accuracy), 2), "nll": round(nll, 4), "ece": round(ece, 4)}
 
 
 def main() -> None:
