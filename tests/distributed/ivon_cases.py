@@ -1,4 +1,4 @@
-"""What test_ivon_ranks trains: cases, model and data, and by plain formulas what mean, momentum and Hessian must become.
+"""What test_ivon_ranks trains, and by plain formulas what mean, momentum and Hessian must become.
 
 The reference is one process that plays all ranks, on no code of the optimizer but the noise, which it draws by key.
 """

@@ -1,9 +1,5 @@
 """IVON on several ranks over gloo: mean, momentum and Hessian are equal on all, and those that plain formulas give."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed.ivon_cases import CASES, Case, batches, build_net, loss_of, reference
+from tests.distributed.ranks import run_ranks
 
-WORKER = Path(__file__).with_name("ivon_one_rank.py")
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 Results = list[dict[str, Any]]
@@ -23,19 +18,7 @@ Results = list[dict[str, Any]]
 @pytest.fixture(scope="module", params=[2, 3], ids=["two ranks", "three ranks"])
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """All cases trained, in one group of processes: importing torch takes most of the time."""
-    folder, world_size = tmp_path_factory.mktemp("ranks"), request.param
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen([sys.executable, str(WORKER), str(rank), str(world_size), str(folder)], env=environment)
-        for rank in range(world_size)
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0] * world_size
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world_size)]
+    return run_ranks("ivon_one_rank.py", request.param, tmp_path_factory.mktemp("ranks"))
 
 
 def of_all_ranks(ranks: Results, case: str) -> list[Tensor]:
