@@ -181,7 +181,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     small, bare = Case("small buckets", mc_samples=2, partial=True), Case("bare")
     results["resumed"] = [this.resumed(small), this.result(small)]
     results["resumed, bare"] = [this.resumed(bare), this.result(bare)]
-    results["plain backward"] = this.plain_gradients(Case("small buckets"))
+    results["plain backward"] = this.plain_gradients(Case("small buckets", mc_samples=2))
     results["not registered"] = this.result(Case(), registered=False)
     results["another seed on each rank"] = this.result(Case(per_rank=False), seed=rank)
     results["compiled"] = [this.compiled(is_bare=is_bare) for is_bare in (False, True)]
