@@ -67,7 +67,7 @@ class LabelNoiseSpec(Spec):
     linearised_by: Literal["antithetic", "jvp"] = "antithetic"
     """How Eq. 20 is computed. `antithetic`: half the difference of a pair's predictions, exact up to O(σ³), from passes
     that `exact` makes too; `jvp`: as it is written, by forward-mode differentiation along each pair's direction, which
-    takes about four passes more a pair."""
+    takes four to eight passes more a pair."""
     num_examples: int | Literal["all"] = 20_000
     """Tracked examples: a seeded random subset of the training split of this size, or `all`."""
 

@@ -8,7 +8,7 @@ Each estimator takes (model, posterior, images, draws) and gives ε of shape (ba
 exact               p(m) - mean p(θ) over plain draws, or over antithetic pairs θ± = m ± σe: these cancel the first
                     order, which is what a plain average mostly consists of
 linearised_by_pair  (p₊ - p₋)/2 of one draw: Eq. 20 up to O(σ³), for two passes
-linearised_by_jvp   Eq. 20 itself, by forward-mode differentiation along σ⊙e, for about four
+linearised_by_jvp   Eq. 20 itself, by forward-mode differentiation along σ⊙e, for the time of four to eight
 
 `estimate` makes both of them from the same passes, as recording does. Of the linearised one squares are averaged over
 draws: E‖ε‖² is tr(J Σ Jᵀ) seen through the softmax; E‖ε‖ is nothing of the kind. ε says that an example is ambiguous:
