@@ -21,6 +21,7 @@ ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 IVON = {"kind": "ivon", "lr": 0.5, "hess_init": 1.0, "ess": 100_000, "beta2": 0.999}
 SGD = {"kind": "sgd", "lr": 0.05}
+BSAM = {"kind": "bsam", "lr": 0.1, "ess": 100_000}
 
 
 def noisy_digits(out: Path) -> Path:

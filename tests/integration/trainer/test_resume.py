@@ -9,6 +9,7 @@ import torch
 
 from tests.training import (
     ALONE,
+    BSAM,
     IVON,
     SGD,
     Watcher,
@@ -65,7 +66,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("method", [IVON, SGD], ids=["ivon", "sgd"])
+@pytest.mark.parametrize("method", [IVON, SGD, BSAM], ids=["ivon", "sgd", "bsam"])
 @pytest.mark.parametrize("every_steps", [None, 8], ids=["at_an_epoch", "inside_an_epoch"])
 def test_goes_on_bit_for_bit(
     manifest: Path, tmp_path: Path, method: dict[str, object], every_steps: int | None
