@@ -111,6 +111,14 @@ def test_state_loads_into_another_memory_format(method):
         assert ours.data_ptr() != theirs.data_ptr()
 
 
+def test_bsam_says_so_where_it_goes_on_with_another_generator():
+    optimizer = learner_for(METHODS["bsam"]).optimizer
+    saved = optimizer.state_dict()
+    saved["bsam"]["noise"] = "dice"
+    with pytest.warns(UserWarning, match="drew its noise from 'dice'"):
+        optimizer.load_state_dict(saved)
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_state_of_another_optimizer_is_refused(method):
     learner = learner_for(method)
