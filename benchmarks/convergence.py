@@ -8,8 +8,8 @@ learn them by heart. The same for all methods: network, pictures, noise, order, 
 epoch and then cosine, and five settings each. For each method the setting with the best accuracy on 1,000 *clean*
 validation pictures, after the last epoch and with seed 0, is chosen; it is run again with other seeds, and reported on
 10,000 clean test pictures. Nothing is chosen on test. SGD's choice of learning rate is handed on to label smoothing,
-online label smoothing and SAM, whose settings are those of their own parameter. The grids of IVON and SAM were placed by
-a few runs beforehand, looked at on validation.
+online label smoothing and SAM, whose settings are those of their own parameter. The grids of IVON and SAM stand where a
+few runs beforehand had shown that they learn.
 
 Every run is `python -m trainer` in a process of its own with one thread. Finished runs are kept in OUT/results.jsonl.
 """
@@ -114,9 +114,9 @@ def first_settings(num_examples: int, num_steps: int) -> list[Setting]:
 
 
 def later_settings(lr: float) -> list[Setting]:
-    """What is done to SGD, each at its learning rate, by its own parameter. Label smoothing's five rates are the paper's.
+    """What is done to SGD, at its learning rate, by its own parameter; label smoothing's rates are the paper's.
 
-    SAM's are small and have a larger rate among them: in so few steps rho 0.1 already learns too little.
+    SAM's radii are small and have a larger rate among them: in so few steps rho 0.1 already learns too little.
     """
     sgd = _sgd(lr)
     smoothed = [
