@@ -14,6 +14,7 @@ from data_pipeline.loader import Batch
 from trainer.errors import diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics
 from trainer.job_data import open_data
+from trainer.optim import num_skipped_steps
 from trainer.ranks import Ranks
 from trainer.recording import Recording, is_due, record_epoch
 from trainer.run import Position, Run, build_run, resume, save_checkpoint
@@ -128,6 +129,9 @@ def finish_epoch(run: Run, position: Position) -> None:
     epoch, step = position.epoch, position.step
     metrics = training_metrics(run, run.set_learning_rate(step - 1))
     metrics["train/accuracy"] = run.meters.epoch_accuracy()
+    num_skipped = num_skipped_steps(run.learner.optimizer)
+    if num_skipped is not None:
+        metrics["train/skipped_steps"] = num_skipped
     run.pulse.epoch_ended(metrics.get("train/loss"))
     run.pulse.enter("evaluating", epoch=epoch, step=step)
     refresh_statistics(run, position)

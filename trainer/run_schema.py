@@ -137,6 +137,7 @@ METRICS = {
     "train/accuracy": "share of training examples whose given label was predicted, during the epoch",
     "train/images_per_s": "training throughput over all ranks",
     "train/lr": "learning rate",
+    "train/skipped_steps": "steps skipped since the job began because a gradient was not finite",
     "{split}_{labels}/accuracy": "share of examples predicted right by the weights (with a posterior: by its mean);"
     " split is val or test, labels are clean or, where not all clean ones are known, given",
     "{split}_{labels}/nll": "mean negative log likelihood, in nats",

@@ -24,6 +24,7 @@ from trainer.optim.ivon import IVON
 from trainer.optim.looksam import LookSAM
 from trainer.optim.msam import MSAM
 from trainer.optim.sam import ASAM, SAM
+from trainer.optim.skipping import SkippingOptimizer
 
 
 def build_optimizer(method: MethodSpec, model: nn.Module, *, num_examples: int, seed: int) -> Optimizer:
@@ -54,6 +55,11 @@ def build_optimizer(method: MethodSpec, model: nn.Module, *, num_examples: int, 
         case _:
             assert_never(method)
     return optimizer
+
+
+def num_skipped_steps(optimizer: Optimizer) -> int | None:
+    """Steps that an optimizer skipped because a gradient was not finite; None for those that don't look."""
+    return optimizer.num_skipped_steps if isinstance(optimizer, IVON | SkippingOptimizer) else None
 
 
 class _SGDOptions(TypedDict):

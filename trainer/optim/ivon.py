@@ -19,7 +19,6 @@ and both ĝ and f are averaged over ranks, so that R ranks give R MC samples (se
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import HessApprox, Rule, squared_gradient
 from trainer.optim.kernels import Draw, Kernels, Move, kernels_for
 from trainer.optim.kernels.eager import EagerKernels
-from trainer.optim.noise import DrawKey, NoiseSource, Stream
+from trainer.optim.noise import DrawKey, NoiseSource, Stream, warn_of_other_noise
 from trainer.optim.posterior import MeanStore, Posterior
 from trainer.optim.rank_average import Averages, average_now, num_ranks, this_rank
 
@@ -213,10 +212,10 @@ class IVON(Optimizer):
             # Estimates too: gradients of several samples or ranks can cancel where their estimates overflow.
             estimates = [f for g in gradients if (f := self._samples.estimates.get(g.parameter)) is not None]
             usable = kernels.usable([*(gradient.value for gradient in gradients), *estimates])
-            self._count_skipped(usable)
+            self._count(gradients, usable)
             draw = self._draw(0)
             for number, group in enumerate(self.param_groups):
-                moves = [self._move(gradient, usable) for gradient in gradients if gradient.group == number]
+                moves = [self._move(gradient) for gradient in gradients if gradient.group == number]
                 kernels.update(moves, self._rule(group), draw, usable)
         self._num_steps += 1
         self._samples = _Samples()
@@ -270,19 +269,11 @@ class IVON(Optimizer):
         self._num_predictions = counters["num_predictions"]
         self._num_skipped, self._num_skipped_since = counters["num_skipped"], None
         self._samples = _Samples()
-        self._warn_of_other_noise(counters["noise"])
+        warn_of_other_noise(counters["noise"], self._find_kernels().noise_name)
         for parameter, state in self.state.items():  # perhaps saved on another device, or in another memory format
             state["step"] = state["step"].to(parameter.device, copy=True)  # torch shares it with the state dict
             for name in ("momentum", "hess"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])
-
-    def _warn_of_other_noise(self, saved: str) -> None:
-        name = self._find_kernels().noise_name
-        if name != saved:
-            warnings.warn(
-                f"this run drew its noise from '{saved}' and goes on with '{name}': as good, but not the same numbers",
-                stacklevel=3,
-            )
 
     def _trainable(self) -> Iterator[tuple[int, int, Tensor]]:
         """(group, index, parameter) of those not frozen; the frozen ones are counted, so that no one's noise moves."""
@@ -357,10 +348,9 @@ class IVON(Optimizer):
                 samples.estimates[parameter] = estimate
         parameter.grad = None
 
-    def _move(self, gradient: _Gradient, usable: Tensor) -> Move:
-        """What the step knows of a parameter; counts the step as one of its own if it will be made."""
+    def _move(self, gradient: _Gradient) -> Move:
+        """What the step knows of a parameter."""
         state = self.state[gradient.parameter]
-        state["step"].add_(usable.to(state["step"].device))
         estimate = self._samples.estimates.get(gradient.parameter)
         if estimate is not None:
             estimate.div_(self._samples.count)
@@ -385,7 +375,12 @@ class IVON(Optimizer):
             fixed_hessian=self._fixed_hessian,
         )
 
-    def _count_skipped(self, usable: Tensor) -> None:
+    def _count(self, gradients: list[_Gradient], usable: Tensor) -> None:
+        """Count the step as one of each parameter's own, or as skipped: on the device, in a few launches."""
+        steps = [self.state[gradient.parameter]["step"] for gradient in gradients]
+        for device in {step.device for step in steps}:
+            there = [step for step in steps if step.device == device]
+            torch._foreach_add_(there, usable.to(device, torch.float64))
         skipped = (~usable).long()
         self._num_skipped_since = skipped if self._num_skipped_since is None else self._num_skipped_since + skipped
 

@@ -137,6 +137,14 @@ def test_predictions_that_are_not_finite_are_divergence_too(manifest: Path, tmp_
         train_alone(context_for(spec, tmp_path))
 
 
+@pytest.mark.parametrize(("rho", "num_skipped"), [(0.01, 0), (1e35, 3)])
+def test_skipped_steps_are_reported(manifest: Path, tmp_path: Path, rho: float, num_skipped: int) -> None:
+    """Weights moved by 1e35 have no finite gradient."""
+    method = {"kind": "sam", "lr": 0.01, "rho": rho}
+    spec = digits_spec(manifest, method=method, schedule={"epochs": 1, "max_steps_per_epoch": 3})
+    assert train_alone(context_for(spec, tmp_path)).metrics["train/skipped_steps"] == num_skipped
+
+
 def test_step_cap_cuts_epochs(manifest: Path, tmp_path: Path) -> None:
     spec = digits_spec(manifest, schedule={"epochs": 2, "max_steps_per_epoch": 3})
     assert train_alone(context_for(spec, tmp_path)).num_steps == 6
