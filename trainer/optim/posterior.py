@@ -79,6 +79,6 @@ class Posterior:
             yield
         finally:
             with torch.no_grad():
-                for factor, mean in zip(self.factors, means, strict=True):
-                    factor.parameter.copy_(mean)
+                if means:  # together: on CUDA, one launch for many parameters
+                    torch._foreach_copy_([factor.parameter for factor in self.factors], means)
             self.store.give_back(means)

@@ -7,6 +7,7 @@ as they go (Philox 4x32-10, a counter-based generator, and Box-Muller), on dense
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
-from trainer.optim.noise import DrawKey
+from trainer.optim.noise import DrawKey, Stream
 
 MIN_FUSED_WEIGHTS = 2**18
 """Smaller models stay with plain torch: on the CPU, loading the compiled kernels would take longer than they save."""
@@ -81,11 +82,16 @@ def is_dense(tensor: Tensor) -> bool:
 
 def kernels_for(parameters: Sequence[Tensor]) -> Kernels:
     """The fastest kernels that serve all of these parameters."""
-    devices = {parameter.device.type for parameter in parameters}
+    devices = {parameter.device for parameter in parameters}
     fits = all(parameter.dtype == torch.float32 and is_dense(parameter) for parameter in parameters)
     is_large = sum(parameter.numel() for parameter in parameters) >= MIN_FUSED_WEIGHTS
-    if fits and is_large and devices == {"cpu"} and _is_installed("numba"):
+    if not (fits and is_large and len(devices) == 1):
+        return _eager_kernels()
+    device = devices.pop()
+    if device.type == "cpu" and _is_installed("numba"):
         return _cpu_kernels()
+    if device.type == "cuda" and _is_installed("triton"):
+        return _cuda_kernels(device)
     return _eager_kernels()
 
 
@@ -106,3 +112,17 @@ def _cpu_kernels() -> Kernels:
     from trainer.optim.kernels.cpu import CPUKernels  # noqa: PLC0415 (numba takes most of a second to import)
 
     return CPUKernels()
+
+
+@lru_cache
+def _cuda_kernels(device: torch.device) -> Kernels:
+    """The kernels, after a try: Triton wants a C compiler, and not every GPU will do."""
+    from trainer.optim.kernels.cuda import CUDAKernels  # noqa: PLC0415 (Triton takes most of a second to import)
+
+    kernels = CUDAKernels()
+    try:
+        kernels.normal(torch.empty(1, device=device), DrawKey(0, Stream.TRAINING, 0, 0), 0)
+    except Exception as error:  # whatever it is that Triton lacks, plain torch does the work
+        warnings.warn(f"IVON goes on without its compiled kernels, slower: {error}", stacklevel=2)
+        return _eager_kernels()
+    return kernels

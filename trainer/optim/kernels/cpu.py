@@ -1,8 +1,7 @@
 """IVON's work on dense float32 weights on the CPU: compiled by numba, one pass over memory, as many threads as torch.
 
 Weights are taken in blocks that stay in the innermost cache: their noise is made, used and forgotten there (philox.py).
-It is named by (parameter, step, what for | sample | rank) under the seed as key: a pure function, without hash or
-collision. Bytes moved per weight: 16 to sample, 8 to restore, 4 to look for NaN, 28 to update.
+Bytes moved per weight: 16 to sample, 8 to restore, 4 to look for NaN, 28 to update.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from torch import Tensor
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
 from trainer.optim.kernels import LARGEST_GRADIENT, Draw, Move
-from trainer.optim.kernels.philox import BLOCK, FAST, fill_block
+from trainer.optim.kernels.naming import BLOCK, FIXED, GIVEN, PRICE, SQUARED_GRADIENT, name_of, source_of
+from trainer.optim.kernels.philox import FAST, fill_block
 from trainer.optim.kernels.threads import run_all
 from trainer.optim.noise import DrawKey
 
@@ -29,8 +29,6 @@ _WORDS, _WEIGHTS = uint32[::1], float32[::1]
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FAST, "cache": True}
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(LARGEST_GRADIENT)
-PRICE, SQUARED_GRADIENT, GIVEN, FIXED = range(4)
-"""Where the Hessian's estimate comes from: the noise of this step, ĝ², an array, or nowhere."""
 MIN_BLOCKS_A_THREAD = 64
 
 
@@ -175,26 +173,16 @@ class CPUKernels:
             grads = _flat(move.grad, like=like)
             estimates = grads if move.estimate is None else _flat(move.estimate, like=like)  # not read if not given
             arrays = (_flat(like), _flat(move.momentum), _flat(f.hess), grads, estimates)
-            arguments = (*_name(draw.key, f.index), *arrays, _source(move, rule), _constants(move, rule, draw))
+            arguments = (*_name(draw.key, f.index), *arrays, source_of(move, rule), _constants(move, rule, draw))
             tasks.append(_Task(_update, like.numel(), arguments))
         _run(tasks)
 
 
 def _name(draw: DrawKey, index: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Philox's key, and the upper three words of its counter: a draw's name, word by word."""
-    seed = np.uint64(draw.seed % 2**64)
-    key = np.array([seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)], np.uint32)
-    assert draw.sample < 2**12
-    assert draw.rank < 2**16
-    return key, np.array([index, draw.step, draw.stream << 28 | draw.sample << 16 | draw.rank], np.uint32)
-
-
-def _source(move: Move, rule: Rule) -> int:
-    if rule.fixed_hessian:
-        return FIXED
-    if move.estimate is not None:
-        return GIVEN
-    return PRICE if rule.hess_approx == "price" else SQUARED_GRADIENT
+    """Philox's key, and the upper three words of its counter."""
+    name = name_of(draw)
+    key = np.array([name.key_low, name.key_high], np.uint32)
+    return key, np.array([index, name.step, name.purpose], np.uint32)
 
 
 def _constants(move: Move, rule: Rule, draw: Draw) -> Array:

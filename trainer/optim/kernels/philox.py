@@ -1,4 +1,4 @@
-"""Normal noise for compiled loops on the CPU: Philox 4x32-10 and Box-Muller, 4·LANES numbers at a time.
+"""Normal noise for compiled loops on the CPU: Philox 4x32-10 and Box-Muller, a block (naming.py) at a time.
 
 Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is a function of a 128-bit counter and a
 64-bit key, without state: any thread makes any part of the noise. One call gives four 32-bit words, two pairs for
@@ -14,10 +14,7 @@ import math
 import numpy as np
 from numba import float32, int32, njit, uint32, uint64, void
 
-LANES = 256
-"""Counters worked on side by side. Word j of lane i is number j·LANES + i of a block."""
-BLOCK = 4 * LANES
-"""Numbers made at a time: 4 KiB, which stay in the innermost cache."""
+from trainer.optim.kernels.naming import LANES
 
 # Philox's multipliers and Weyl increments, from the paper.
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
