@@ -52,7 +52,7 @@ def moves(shapes, device="cpu", *, with_estimates=False):
         like = factor.parameter
         normal = [torch.randn(like.shape, generator=generator).to(device) for _ in range(3)]
         momentum = torch.empty_like(like).copy_(0.1 * normal[0])
-        step = torch.tensor(5.0, dtype=torch.float64, device=device)
+        step = torch.tensor(1.0 + factor.index, dtype=torch.float64, device=device)
         estimate = normal[2] if with_estimates else None
         made.append(Move(factor, momentum, step, grad=0.1 * normal[1], estimate=estimate))
     return made

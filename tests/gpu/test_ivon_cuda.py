@@ -6,11 +6,12 @@ import pytest
 import torch
 from kernel_cases import DRAW, RULE, RULES, assert_close, assert_moved_alike, assert_unchanged, factors, moves
 
-from trainer.optim import ivon
+from trainer.optim import ivon, kernels
 from trainer.optim.ivon import IVON
 from trainer.optim.ivon_rules import Rule
-from trainer.optim.kernels import LARGEST_GRADIENT, Draw
+from trainer.optim.kernels import LARGEST_GRADIENT, Draw, kernels_for
 from trainer.optim.kernels.cpu import CPUKernels
+from trainer.optim.kernels.eager import EagerKernels
 from trainer.optim.noise import DrawKey, Stream
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -139,8 +140,8 @@ def test_one_bad_element_anywhere_makes_the_step_unusable(bad, launches):
 def test_four_steps_of_ivon_are_those_of_the_cpu(monkeypatch):
     """Two groups, several samples, a frozen weight, a bad gradient, schedules: through new gradients at each step."""
     ends = []
-    for device, kernels in ((DEVICE, OURS), ("cpu", THEIRS)):
-        monkeypatch.setattr(ivon, "kernels_for", lambda _, chosen=kernels: chosen)
+    for device, chosen in ((DEVICE, OURS), ("cpu", THEIRS)):
+        monkeypatch.setattr(ivon, "kernels_for", lambda _, chosen=chosen: chosen)
         generator = torch.Generator().manual_seed(3)
         weights = [
             torch.nn.Parameter(torch.randn(shape, generator=generator).to(device))
@@ -164,6 +165,14 @@ def test_four_steps_of_ivon_are_those_of_the_cpu(monkeypatch):
         ends.append([w.detach().cpu() for w in weights] + [optimizer.state[weights[0]]["hess"].cpu()])
     for a, b in zip(*ends, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter serves no GPU")
+def test_they_serve_large_dense_float32_models_on_one_gpu():
+    large = torch.zeros(kernels.MIN_FUSED_WEIGHTS, device=DEVICE)
+    assert isinstance(kernels_for([large]), cuda.CUDAKernels)
+    for others in ([large[1:]], [large.half()], [large, torch.zeros(3)]):
+        assert isinstance(kernels_for(others), EagerKernels)
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter has nothing to wait for")

@@ -9,7 +9,8 @@ from numba import njit, uint32
 from scipy import stats
 
 from trainer.optim.kernels.cpu import CPUKernels
-from trainer.optim.kernels.philox import BLOCK, philox4x32
+from trainer.optim.kernels.naming import BLOCK
+from trainer.optim.kernels.philox import philox4x32
 from trainer.optim.noise import DrawKey, Stream
 
 KEY = DrawKey(seed=1, stream=Stream.TRAINING, step=2, sample=0)
