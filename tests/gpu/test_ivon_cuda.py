@@ -8,8 +8,8 @@ from kernel_cases import DRAW, RULE, RULES, assert_close, assert_moved_alike, as
 
 from trainer.optim import ivon, kernels
 from trainer.optim.ivon import IVON
-from trainer.optim.ivon_rules import Rule
-from trainer.optim.kernels import LARGEST_GRADIENT, Draw, kernels_for
+from trainer.optim.ivon_rules import LARGEST, Rule
+from trainer.optim.kernels import Draw, kernels_for
 from trainer.optim.kernels.cpu import CPUKernels
 from trainer.optim.kernels.eager import EagerKernels
 from trainer.optim.noise import DrawKey, Stream
@@ -119,7 +119,7 @@ def test_price_is_that_of_the_cpu():
         assert_close([f], [THEIRS.price(theirs.factor, DRAW, theirs.grad)])
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, LARGEST_GRADIENT, -1.1 * LARGEST_GRADIENT])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, LARGEST, -1.1 * LARGEST])
 def test_one_bad_element_anywhere_makes_the_step_unusable(bad, launches):
     """Also where it stands at an odd address, in the second tensor."""
     shapes = [(), (1025,), (2048,)]
@@ -128,12 +128,12 @@ def test_one_bad_element_anywhere_makes_the_step_unusable(bad, launches):
         flat = grad.view(-1)
         for place in {0, len(flat) - 1}:
             flat[place] = bad
-            flag = OURS.usable(grads)
+            flag = OURS.usable(grads, LARGEST)
             assert flag.dtype == torch.bool
             assert not flag
-            flat[place] = 0.99 * LARGEST_GRADIENT
+            flat[place] = 0.99 * LARGEST
     launches.clear()
-    assert OURS.usable(grads)
+    assert OURS.usable(grads, LARGEST)
     assert launches == [cuda.cuda_device.usable]
 
 
@@ -185,6 +185,6 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("error" if attempt else mode)
         try:
             OURS.perturb([move.factor for move in made], means, Draw(DRAW.key))
-            OURS.update(made, RULE, DRAW, OURS.usable([move.grad for move in made]))
+            OURS.update(made, RULE, DRAW, OURS.usable([move.grad for move in made], LARGEST))
         finally:
             torch.cuda.set_sync_debug_mode(mode)

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.optim.factor import Factor
-from trainer.optim.ivon_rules import HessApprox, Rule, squared_gradient
+from trainer.optim.ivon_rules import LARGEST, HessApprox, Rule, check, largest_squarable_gradient, squared_gradient
 from trainer.optim.kernels import Draw, Kernels, Move, kernels_for
 from trainer.optim.kernels.eager import EagerKernels
 from trainer.optim.noise import DrawKey, NoiseSource, Stream, warn_of_other_noise
@@ -138,7 +138,7 @@ class IVON(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with their own hyperparameters where given."""
-        _check({**self.defaults, **param_group})
+        check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @property
@@ -211,7 +211,7 @@ class IVON(Optimizer):
             kernels = self._find_kernels()
             # Estimates too: gradients of several samples or ranks can cancel where their estimates overflow.
             estimates = [f for g in gradients if (f := self._samples.estimates.get(g.parameter)) is not None]
-            usable = kernels.usable([*(gradient.value for gradient in gradients), *estimates])
+            usable = kernels.usable([*(gradient.value for gradient in gradients), *estimates], self._largest())
             self._count(gradients, usable)
             draw = self._draw(0)
             for number, group in enumerate(self.param_groups):
@@ -375,6 +375,13 @@ class IVON(Optimizer):
             fixed_hessian=self._fixed_hessian,
         )
 
+    def _largest(self) -> float:
+        """The size from which a gradient or an estimate makes the step unusable."""
+        is_squared_later = self._hess_approx == "gradsq" and not (self._fixed_hessian or self._samples.estimates)
+        if not is_squared_later:
+            return LARGEST
+        return largest_squarable_gradient(max(factor.ess for factor in self._samples.factors.values()))
+
     def _count(self, gradients: list[_Gradient], usable: Tensor) -> None:
         """Count the step as one of each parameter's own, or as skipped: on the device, in a few launches."""
         steps = [self.state[gradient.parameter]["step"] for gradient in gradients]
@@ -383,19 +390,3 @@ class IVON(Optimizer):
             torch._foreach_add_(there, usable.to(device, torch.float64))
         skipped = (~usable).long()
         self._num_skipped_since = skipped if self._num_skipped_since is None else self._num_skipped_since + skipped
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Refuse hyperparameters that have no meaning, naming the field, its value and what is allowed."""
-    allowed = {
-        "lr": (options["lr"] >= 0, "at least 0"),
-        "ess": (options["ess"] > 0, "above 0"),
-        "hess_init": (options["hess_init"] > 0, "above 0"),
-        "beta1": (0 <= options["beta1"] < 1, "in [0, 1)"),
-        "beta2": (0 <= options["beta2"] <= 1, "in [0, 1]"),
-        "weight_decay": (options["weight_decay"] >= 0, "at least 0"),
-        "clip_radius": (options["clip_radius"] > 0, "above 0"),
-    }
-    for name, (holds, range_) in allowed.items():
-        if not holds:
-            raise ValueError(f"{name} {options[name]} must be {range_}")

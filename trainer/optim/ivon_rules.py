@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 HessApprox = Literal["price", "gradsq"]
 """How a sample estimates the diagonal Hessian."""
+LARGEST = 1e12
+"""A step with a larger gradient or estimate is skipped like one with NaN: `next_hessian` could overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class Rule:
     """Leave the Hessian as it is."""
 
 
+def check(options: Mapping[str, float]) -> None:
+    """Refuse hyperparameters that have no meaning, naming the field, its value and what is allowed."""
+    allowed = {
+        "lr": (options["lr"] >= 0, "at least 0"),
+        "ess": (options["ess"] > 0, "above 0"),
+        "hess_init": (options["hess_init"] > 0, "above 0"),
+        "beta1": (0 <= options["beta1"] < 1, "in [0, 1)"),
+        "beta2": (0 <= options["beta2"] <= 1, "in [0, 1]"),
+        "weight_decay": (options["weight_decay"] >= 0, "at least 0"),
+        "clip_radius": (options["clip_radius"] > 0, "above 0"),
+    }
+    for name, (holds, range_) in allowed.items():
+        if not holds:
+            raise ValueError(f"{name} {options[name]} must be {range_}")
+
+
 def standard_deviation(hess: Tensor, ess: float, weight_decay: float) -> Tensor:
     """σ = 1/√(λ(h+δ)): λ effective sample size, h diagonal Hessian, δ weight decay."""
     return (ess * (hess + weight_decay)).rsqrt()
@@ -45,6 +64,11 @@ def squared_gradient(grad: Tensor, ess: float) -> Tensor:
     return ess * grad.square()
 
 
+def largest_squarable_gradient(ess: float) -> float:
+    """The gradient element whose `squared_gradient` is LARGEST."""
+    return min(LARGEST, math.sqrt(LARGEST / ess))
+
+
 def next_momentum(momentum: Tensor, grad: Tensor, beta1: float) -> Tensor:
     """g ← β₁g + (1-β₁)ḡ."""
     return torch.lerp(momentum, grad, 1 - beta1)
@@ -53,12 +77,13 @@ def next_momentum(momentum: Tensor, grad: Tensor, beta1: float) -> Tensor:
 def next_hessian(hess: Tensor, estimate: Tensor, weight_decay: float, beta2: float) -> Tensor:
     """h ← β₂h + (1-β₂)f + ½(1-β₂)²(h-f)²/(h+δ). The last term keeps h+δ at no less than half its old value."""
     change = (1 - beta2) * (estimate - hess)
-    return hess + change + 0.5 * change.square() / (hess + weight_decay)
+    return torch.addcdiv(hess + change, change.square(), hess + weight_decay, value=0.5)
 
 
 def next_mean(mean: Tensor, momentum: Tensor, hess: Tensor, debias: Tensor | float, rule: Rule) -> Tensor:
     """m ← m - lr·clip((g/debias + δm)/(h+δ), ±ξ), with the new g and h; debias is 1-β₁ᵗ."""
-    direction = (momentum / debias + rule.weight_decay * mean) / (hess + rule.weight_decay)
+    slope = torch.add(momentum / debias, mean, alpha=rule.weight_decay)
+    direction = slope / (hess + rule.weight_decay)
     if rule.clip_radius < math.inf:
         direction = direction.clamp(-rule.clip_radius, rule.clip_radius)
-    return mean - rule.lr * direction
+    return torch.sub(mean, direction, alpha=rule.lr)

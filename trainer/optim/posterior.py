@@ -79,6 +79,5 @@ class Posterior:
             yield
         finally:
             with torch.no_grad():
-                if means:  # together: on CUDA, one launch for many parameters
-                    torch._foreach_copy_([factor.parameter for factor in self.factors], means)
+                self.kernels.restore(self.factors, means)
             self.store.give_back(means)

@@ -22,8 +22,6 @@ from trainer.optim.noise import DrawKey, Stream
 
 MIN_FUSED_WEIGHTS = 2**18
 """Smaller models stay with plain torch: on the CPU, loading the compiled kernels would take longer than they save."""
-LARGEST_GRADIENT = 1e12
-"""A step with a larger gradient element is skipped like one with NaN: squaring its `price` could overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,14 @@ class Kernels(Protocol):
     def perturb(self, factors: Sequence[Factor], means: Sequence[Tensor], draw: Draw) -> None:
         """Copy each mean into its place in `means` and move the parameter to the sample θ: all of them, or none."""
 
+    def restore(self, factors: Sequence[Factor], means: Sequence[Tensor]) -> None:
+        """Copy each mean back into its parameter."""
+
     def price(self, factor: Factor, draw: Draw, grad: Tensor) -> Tensor:
         """sign·e⊙ĝ/σ of one parameter."""
 
-    def usable(self, grads: Sequence[Tensor]) -> Tensor:
-        """Whether every gradient element is finite and below LARGEST_GRADIENT: a bool scalar on the device."""
+    def usable(self, tensors: Sequence[Tensor], largest: float) -> Tensor:
+        """Whether every element is finite and smaller in size than `largest`: a bool scalar on the device."""
 
     def update(self, moves: Sequence[Move], rule: Rule, draw: Draw, usable: Tensor) -> None:
         """IVON's step on momentum, Hessian and mean; nothing changes where `usable` is false."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
-from trainer.optim.kernels import LARGEST_GRADIENT, Draw, Move
+from trainer.optim.kernels import Draw, Move
 from trainer.optim.kernels.naming import BLOCK, FIXED, GIVEN, PRICE, SQUARED_GRADIENT, name_of, source_of
 from trainer.optim.kernels.philox import FAST, fill_block
 from trainer.optim.kernels.threads import run_all
@@ -28,7 +28,6 @@ Array = NDArray[np.float32]
 _WORDS, _WEIGHTS = uint32[::1], float32[::1]
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": FAST, "cache": True}
 _HALF = np.float32(0.5)
-_LARGEST = np.float32(LARGEST_GRADIENT)
 MIN_BLOCKS_A_THREAD = 64
 
 
@@ -76,12 +75,17 @@ def _price(first, last, key, name, grads, hess, out, ess, decay, sign):  # type:
             f[i] = sign * e[i] * g[i] * np.sqrt(ess * (h[i] + decay))
 
 
-@njit(int64(int64, int64, _WEIGHTS), **_OPTIONS)
-def _count_unusable(first, last, grads):  # type: ignore[no-untyped-def]
-    part = grads[first * BLOCK : last * BLOCK]
+@njit(void(int64, int64, _WEIGHTS, _WEIGHTS), **_OPTIONS)
+def _copy(first, last, source, target):  # type: ignore[no-untyped-def]
+    target[first * BLOCK : last * BLOCK] = source[first * BLOCK : last * BLOCK]
+
+
+@njit(int64(int64, int64, _WEIGHTS, float32), **_OPTIONS)
+def _count_unusable(first, last, array, largest):  # type: ignore[no-untyped-def]
+    part = array[first * BLOCK : last * BLOCK]
     count = np.int32(0)
     for i in range(len(part)):
-        count += np.int32(not abs(part[i]) < _LARGEST)  # true for NaN
+        count += np.int32(not abs(part[i]) < largest)  # true for NaN
     return count
 
 
@@ -146,9 +150,13 @@ class CPUKernels:
         try:
             _run(tasks)
         except BaseException:  # `_run` finishes what it began, so that all means are saved
-            for f, mean in zip(factors, means, strict=True):
-                f.parameter.copy_(mean)
+            self.restore(factors, means)
             raise
+
+    def restore(self, factors: Sequence[Factor], means: Sequence[Tensor]) -> None:
+        """See Kernels."""
+        arrays = [(_flat(mean), _flat(f.parameter)) for f, mean in zip(factors, means, strict=True)]
+        _run([_Task(_copy, len(mean), (mean, weights)) for mean, weights in arrays])
 
     def price(self, factor: Factor, draw: Draw, grad: Tensor) -> Tensor:
         """See Kernels."""
@@ -158,9 +166,9 @@ class CPUKernels:
         _run([_Task(_price, out.numel(), arguments)])
         return out
 
-    def usable(self, grads: Sequence[Tensor]) -> Tensor:
+    def usable(self, tensors: Sequence[Tensor], largest: float) -> Tensor:
         """See Kernels."""
-        count = _run([_Task(_count_unusable, grad.numel(), (_flat(grad, like=grad),)) for grad in grads])
+        count = _run([_Task(_count_unusable, one.numel(), (_flat(one, like=one), largest)) for one in tensors])
         return torch.tensor(count == 0)
 
     def update(self, moves: Sequence[Move], rule: Rule, draw: Draw, usable: Tensor) -> None:

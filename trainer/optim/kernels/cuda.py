@@ -58,6 +58,11 @@ class CUDAKernels:
             device = means[0].device
             _launch_on_all(cuda_device.perturb, rows, device, (_count(device), draw.sign, *_words(draw.key)))
 
+    def restore(self, factors: Sequence[Factor], means: Sequence[Tensor]) -> None:
+        """See Kernels. torch's own copy of many tensors is one launch too."""
+        if means:
+            torch._foreach_copy_([factor.parameter for factor in factors], list(means))
+
     def price(self, factor: Factor, draw: Draw, grad: Tensor) -> Tensor:
         """See Kernels."""
         out = torch.empty_like(factor.parameter, requires_grad=False)
@@ -68,14 +73,12 @@ class CUDAKernels:
         _launch(cuda_device.price, -(-size // _CHUNK), out.device, arguments)
         return out
 
-    def usable(self, grads: Sequence[Tensor]) -> Tensor:
+    def usable(self, tensors: Sequence[Tensor], largest: float) -> Tensor:
         """See Kernels."""
-        dense = [
-            grad if grad.dtype == torch.float32 and is_dense(grad) else grad.float().contiguous() for grad in grads
-        ]
-        flag = torch.ones((), dtype=torch.bool, device=grads[0].device)
-        rows = [(grad.numel(), grad.data_ptr()) for grad in dense]
-        _launch_on_all(cuda_device.usable, rows, flag.device, (flag.view(torch.uint8),))
+        dense = [one if one.dtype == torch.float32 and is_dense(one) else one.float().contiguous() for one in tensors]
+        flag = torch.ones((), dtype=torch.bool, device=tensors[0].device)
+        rows = [(one.numel(), one.data_ptr()) for one in dense]
+        _launch_on_all(cuda_device.usable, rows, flag.device, (flag.view(torch.uint8), largest))
         return flag
 
     def update(self, moves: Sequence[Move], rule: Rule, draw: Draw, usable: Tensor) -> None:

@@ -11,11 +11,10 @@ noise, so that memory and arithmetic overlap. Chunks that are full and whose arr
 import triton
 import triton.language as tl
 
-from trainer.optim.kernels import LARGEST_GRADIENT, naming
+from trainer.optim.kernels import naming
 
 _LANES = tl.constexpr(naming.LANES)
 _BLOCK = tl.constexpr(naming.BLOCK)
-_LARGEST = tl.constexpr(LARGEST_GRADIENT)
 _PRICE, _SQUARED_GRADIENT = tl.constexpr(naming.PRICE), tl.constexpr(naming.SQUARED_GRADIENT)
 _GIVEN, _FIXED = tl.constexpr(naming.GIVEN), tl.constexpr(naming.FIXED)
 _PERTURB_COLUMNS, _USABLE_COLUMNS, _UPDATE_COLUMNS = tl.constexpr(6), tl.constexpr(2), tl.constexpr(9)
@@ -228,22 +227,22 @@ def _perturb_chunk(
 
 
 @triton.jit
-def usable(places, table, flag, NUM_BLOCKS: tl.constexpr):
-    """flag ← 0 where a gradient element is NaN, infinite or too large."""
+def usable(places, table, flag, largest, NUM_BLOCKS: tl.constexpr):
+    """flag ← 0 where an element is NaN, infinite or not smaller than `largest`."""
     tensor, chunk = _place(places)
     row = table + tensor * _USABLE_COLUMNS
     left, g = tl.load(row) - chunk.to(tl.int64) * (NUM_BLOCKS * _BLOCK), tl.load(row + 1)
     if (left >= NUM_BLOCKS * _BLOCK) & ((g & 15) == 0):
-        _usable_chunk(g, chunk, left, flag, NUM_BLOCKS, True)
+        _usable_chunk(g, chunk, left, flag, largest, NUM_BLOCKS, True)
     else:
-        _usable_chunk(g, chunk, left, flag, NUM_BLOCKS, False)
+        _usable_chunk(g, chunk, left, flag, largest, NUM_BLOCKS, False)
 
 
 @triton.jit
-def _usable_chunk(g, chunk, left, flag, NUM_BLOCKS: tl.constexpr, IS_FAST: tl.constexpr):
+def _usable_chunk(g, chunk, left, flag, largest, NUM_BLOCKS: tl.constexpr, IS_FAST: tl.constexpr):
     offsets, start = _offsets(NUM_BLOCKS), chunk.to(tl.int64) * (NUM_BLOCKS * _BLOCK)
     g0, g1, g2, g3 = _load(_pointer(g, start, IS_FAST), offsets, left, IS_FAST)
-    fits = (tl.abs(g0) < _LARGEST) & (tl.abs(g1) < _LARGEST) & (tl.abs(g2) < _LARGEST) & (tl.abs(g3) < _LARGEST)
+    fits = (tl.abs(g0) < largest) & (tl.abs(g1) < largest) & (tl.abs(g2) < largest) & (tl.abs(g3) < largest)
     tl.store(flag, 0, mask=tl.min(fits.to(tl.int32), 0) == 0)  # no comparison holds for NaN
 
 

@@ -213,6 +213,29 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_poisons_nothing(bad, m
     assert all(torch.isfinite(tensor).all() for tensor in snapshot(model, optimizer))
 
 
+@pytest.mark.parametrize("mc_samples", [1, 2])
+@pytest.mark.parametrize("hess_approx", ["price", "gradsq"])
+@pytest.mark.parametrize("size", 10.0 ** torch.arange(2, 16, 1.0, dtype=torch.float64).numpy(), ids="{:.0e}".format)
+def test_no_gradient_however_large_overflows_the_hessian(hess_approx, mc_samples, size):
+    model = small_net()
+    optimizer = IVON(model.parameters(), lr=0.1, ess=1e6, beta2=0.9, hess_approx=hess_approx, mc_samples=mc_samples)
+    take_steps(model, optimizer, 1)
+    before = snapshot(model, optimizer)
+    for _ in range(mc_samples):
+        optimizer.zero_grad()
+        with optimizer.sampled_params(train=True):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, size)
+    optimizer.step()
+    after = snapshot(model, optimizer)
+    assert all(torch.isfinite(tensor).all() for tensor in after)
+    if size < 1e3:
+        assert optimizer.num_skipped_steps == 0
+    if size > 1e12:
+        assert optimizer.num_skipped_steps == 1
+        assert_same(after, before)
+
+
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 

@@ -8,10 +8,11 @@ from kernel_cases import DRAW, RULE, RULES, assert_close, assert_moved_alike, as
 
 from trainer.optim import kernels
 from trainer.optim.ivon import IVON
-from trainer.optim.ivon_rules import Rule
-from trainer.optim.kernels import LARGEST_GRADIENT, kernels_for
+from trainer.optim.ivon_rules import LARGEST, Rule
+from trainer.optim.kernels import kernels_for
 from trainer.optim.kernels.cpu import CPUKernels
 from trainer.optim.kernels.eager import EagerKernels
+from trainer.optim.noise import PIECE
 
 COMPILED = CPUKernels()
 PLAIN = EagerKernels(COMPILED.normal)
@@ -28,6 +29,26 @@ def test_perturb_saves_the_means_and_moves_to_the_sample():
         assert torch.equal(mean, factor.parameter)
     assert_close([f.parameter for f in ours], [f.parameter for f in theirs])
     assert not torch.allclose(ours[-1].parameter, means[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [COMPILED, PLAIN], ids=["compiled", "plain"])
+def test_restore_undoes_perturb_bit_for_bit(chosen):
+    made = factors(SHAPES)
+    means = [torch.empty_like(f.parameter) for f in made]
+    chosen.perturb(made, means, DRAW)
+    chosen.restore(made, means)
+    for factor, before in zip(made, factors(SHAPES), strict=True):
+        assert torch.equal(factor.parameter, before.parameter)
+
+
+def test_plain_torch_draws_in_pieces_what_it_draws_as_a_whole():
+    plain = EagerKernels()
+    for shape in ((3 * PIECE + 5,), (64, 64, 7, 7), (PIECE,), (7,)):
+        (factor,) = factors([shape])
+        before = factor.parameter.clone()
+        plain.perturb([factor], [torch.empty_like(before)], DRAW)
+        e = plain.normal(before, DRAW.key, factor.index)
+        assert torch.allclose(factor.parameter, before + DRAW.sign * factor.standard_deviation() * e)
 
 
 @pytest.mark.parametrize("options", RULES, ids=str)
@@ -52,17 +73,17 @@ def test_price_is_that_of_the_rules():
 
 
 @pytest.mark.parametrize("chosen", [COMPILED, PLAIN], ids=["compiled", "plain"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, LARGEST_GRADIENT, -1.1 * LARGEST_GRADIENT])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, LARGEST, -1.1 * LARGEST])
 def test_one_bad_element_anywhere_makes_the_step_unusable(chosen, bad):
     grads = [torch.zeros(shape) for shape in SHAPES]
-    assert bool(chosen.usable(grads))
+    assert bool(chosen.usable(grads, LARGEST))
     for grad in grads:
         flat = grad.view(-1)
         for place in {0, len(flat) // 2, len(flat) - 1}:
             flat[place] = bad
-            assert not bool(chosen.usable(grads))
-            flat[place] = 0.99 * LARGEST_GRADIENT
-            assert bool(chosen.usable(grads))
+            assert not bool(chosen.usable(grads, LARGEST))
+            flat[place] = 0.99 * LARGEST
+            assert bool(chosen.usable(grads, LARGEST))
 
 
 def test_the_number_of_threads_changes_nothing():

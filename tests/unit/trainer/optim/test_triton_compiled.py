@@ -43,7 +43,7 @@ def update(draw, rule):
 
 
 def usable(draw, rule):
-    KERNELS.usable([torch.zeros(4096)])
+    KERNELS.usable([torch.zeros(4096)], 1.0)
 
 
 def price(draw, rule):
