@@ -32,7 +32,7 @@ from trainer.label_noise.estimators import EstimateOptions, estimate, posterior_
 from trainer.method_spec import MethodSpec
 from trainer.model import build_model
 from trainer.optim import build_optimizer
-from trainer.spec import ModelSpec
+from trainer.spec import LabelNoiseSpec, ModelSpec
 from trainer.steps import Learner, step_for
 from trainer.target_spec import HardTarget
 from trainer.targets import build_target
@@ -189,7 +189,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20 if on_gpu else 7)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--tracked", type=float, default=0.02, help="share of the examples whose ε is recorded")
-    parser.add_argument("--num-mc-samples", type=int, default=16, help="weight samples of an ε")
+    parser.add_argument(
+        "--num-mc-samples", type=int, default=LabelNoiseSpec().num_mc_samples, help="weight samples of an ε"
+    )
     parser.add_argument("--record-images", type=int, default=445 if on_gpu else 128, help="images that share a draw")
     options = parser.parse_args()
     options.methods = list(dict.fromkeys([PEER, "ivon", *options.methods]))
