@@ -45,15 +45,20 @@ class Checkpoint:
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint into the run's folder and delete all but the newest NUM_KEPT."""
+    """Write a checkpoint into the run's folder, and keep NUM_KEPT: it and those before it.
+
+    One of a later step was passed over as torn, or this run would have gone on from there: it is deleted too.
+    """
     folder = run_dir / CHECKPOINTS_DIR
     stem = f"step_{checkpoint.step:09d}_epoch_{checkpoint.loader['epoch']:04d}"
     content = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     aside = write_aside(folder / stem, lambda path: torch.save(content, path))
     path = folder / f"{stem}.{sha256_of(aside)}.pt"
     publish(aside, path)
-    for old in _newest_first([run_dir])[NUM_KEPT:]:
-        old.unlink()
+    all_paths = _newest_first([run_dir])
+    position = all_paths.index(path)
+    for useless in (*all_paths[:position], *all_paths[position + NUM_KEPT :]):
+        useless.unlink()
     return path
 
 
