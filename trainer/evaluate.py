@@ -61,10 +61,18 @@ def refresh_statistics(run: Run, position: Position) -> None:
     if not layers:
         return
     if run.spec.evaluation.reestimate_batchnorm and posterior_of(run.learner.optimizer) is not None:
-        num_batches = -(-NUM_STATISTICS_EXAMPLES // run.spec.data.batch_size)
+        num_batches = num_statistics_batches(len(run.data.train.table), run.spec.data.batch_size)
         batches = run.data.train.loader.epoch(position.epoch)
         _estimate_statistics(run.network, layers, zip(range(num_batches), batches, strict=False), run.ranks)
     ddp.average_statistics(run.network, run.ranks)
+
+
+def num_statistics_batches(num_train: int, batch_size: int) -> int:
+    """Batches that BatchNorm's statistics are estimated from: whole ones, where there is one.
+
+    The epoch's last may hold a few pictures repeated, on some rank none, and would weigh as much as the others.
+    """
+    return min(-(-NUM_STATISTICS_EXAMPLES // batch_size), max(1, num_train // batch_size))
 
 
 @torch.no_grad()

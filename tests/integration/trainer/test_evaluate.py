@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from data_pipeline.augment import to_model_input
 from tests.training import ALONE, IVON, SGD, Watcher, context_for, digits_spec, noisy_digits, train_alone
 from trainer.calibration import PredictionCounts
-from trainer.evaluate import due_draws, log_mean_softmax
+from trainer.evaluate import due_draws, log_mean_softmax, num_statistics_batches, refresh_statistics
 from trainer.job_data import open_data
 from trainer.label_noise.estimators import posterior_of
 from trainer.optim.noise import DrawKey, Stream
-from trainer.run import Run, build_run, resume
+from trainer.run import Position, Run, build_run, resume
 from trainer.run_schema import EvaluationReport
 from trainer.spec import JobSpec
 
@@ -153,10 +154,21 @@ def test_batchnorms_statistics_are_those_at_the_mean_unless_told_otherwise(manif
                 layer.reset_running_stats()
                 layer.momentum = None
             run.network.train()
-            for batch in run.data.train.loader.epoch(1):  # all: fewer than 2048
+            for batch in islice(run.data.train.loader.epoch(1), 5):  # all whole ones; the sixth has 17 pictures
                 run.network(to_model_input(batch.images_BHWC, batch.flip_B, ALONE.device))
             by_hand = dict(run.network.named_buffers())
             same = all(torch.allclose(value, by_hand[name], rtol=1e-4, atol=1e-5) for name, value in trained.items())
-        assert same == reestimate
+            assert same == reestimate
+            for layer in layers:
+                layer.momentum = 0.3
+            refresh_statistics(run, Position(epoch=1))
+            assert {layer.momentum for layer in layers} == {0.3}
     reports = [json.loads((tmp_path / name / "evaluation/epoch_0001.json").read_text()) for name in ("True", "False")]
     assert reports[0]["splits"]["test"]["nll"] != reports[1]["splits"]["test"]["nll"]
+
+
+@pytest.mark.parametrize(
+    ("num_train", "batch_size", "expected"), [(1_000_000, 256, 8), (1_000_000, 300, 7), (1297, 256, 5), (17, 256, 1)]
+)
+def test_statistics_are_of_whole_batches(num_train: int, batch_size: int, expected: int) -> None:
+    assert num_statistics_batches(num_train, batch_size) == expected
