@@ -71,7 +71,7 @@ def record_epoch(run: Run, position: Position, epoch: int) -> Recording:
     _publish(run, position, epoch, noise)
     table = run.record.to_table(("given_label", "clean_label", "predicted_label", "suspicion"))
     return Recording(
-        metrics={**_noise_metrics(noise), **_suspect_precision(table)},
+        metrics={**_noise_metrics(noise), **suspect_precision(table)},
         noise_transition=transition(table, len(classes)),
     )
 
@@ -83,6 +83,16 @@ def transition(table: pa.Table, num_classes: int) -> tuple[tuple[float, ...], ..
     np.add.at(counts, (seen["predicted_label"].to_numpy(), seen["given_label"].to_numpy()), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     return tuple(tuple(row) for row in shares.tolist())
+
+
+def suspect_precision(table: pa.Table) -> dict[str, float]:
+    """Share of the most suspect examples that are mislabelled, among those whose clean label is known."""
+    known = table.select(["given_label", "clean_label", "suspicion"]).drop_null()
+    if not len(known):
+        return {}
+    most_suspect = known.sort_by([("suspicion", "descending")]).slice(0, NUM_SUSPECTS)
+    wrong = most_suspect["given_label"].to_numpy() != most_suspect["clean_label"].to_numpy()
+    return {"label_noise/suspect_precision_100": float(wrong.mean())}
 
 
 def _measure(run: Run, chunk: Chunk, epoch: int) -> NoiseEstimate:
@@ -135,13 +145,3 @@ def _noise_metrics(noise: LabelNoiseRecord) -> dict[str, float]:
         metrics |= {f"label_noise/{estimator}/{name}": value for name, value in histogram.quantiles.items()}
         metrics[f"label_noise/{estimator}/mean"] = histogram.mean
     return metrics
-
-
-def _suspect_precision(table: pa.Table) -> dict[str, float]:
-    """Share of the most suspect examples that are mislabelled, among those whose clean label is known."""
-    known = table.select(["given_label", "clean_label", "suspicion"]).drop_null()
-    if not len(known):
-        return {}
-    most_suspect = known.sort_by([("suspicion", "descending")]).slice(0, NUM_SUSPECTS)
-    wrong = most_suspect["given_label"].to_numpy() != most_suspect["clean_label"].to_numpy()
-    return {"label_noise/suspect_precision_100": float(wrong.mean())}

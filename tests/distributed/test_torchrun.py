@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tests.training import context_for, digits_spec, figures, noisy_digits, published, train_alone
+from tests.training import IVON, context_for, digits_spec, figures, noisy_digits, published, train_alone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -55,6 +55,37 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     assert one["example_id"] == two["example_id"]
     assert one["num_records"] == two["num_records"]
     np.testing.assert_allclose(one["loss"].to_numpy(), two["loss"].to_numpy(), rtol=0.02, atol=0.02)
+
+
+def test_two_ranks_measure_label_noise_as_one(tmp_path: Path) -> None:
+    """IVON that hardly moves, so that both are held against the same posterior; what ranks measured has to add up."""
+    spec = digits_spec(
+        noisy_digits(tmp_path / "digits"),
+        method={**IVON, "lr": 1e-9, "ess": 300, "num_mc_samples": 2, "antithetic": True},
+        schedule={"epochs": 1, "max_steps_per_epoch": 2},
+        label_noise={"num_examples": 151, "num_mc_samples": 4},
+        evaluation={"num_mc_samples": 3},
+    )
+    spec_file = tmp_path / "job.yaml"
+    spec_file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    torch.set_num_threads(1)
+    train_alone(context_for(spec, tmp_path / "one"))
+    run_under_torchrun(spec_file, tmp_path / "two")
+
+    ((_, _, one),), ((_, _, two),) = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert {"label_noise/exact/mean", "label_noise/linearised/mean", "label_noise/training/mean"} < set(one)
+    assert two == pytest.approx(one, rel=1e-4)
+    noise, of_two = (
+        json.loads((tmp_path / name / "label_noise/epoch_0001.json").read_text()) for name in ("one", "two")
+    )
+    for estimator, num_examples in {"exact": 151, "linearised": 151, "training": 128}.items():
+        histograms = noise["overall"][estimator], of_two["overall"][estimator]
+        assert [histogram["num_examples"] for histogram in histograms] == [num_examples] * 2
+    tables = [pq.read_table(tmp_path / name / "examples/epoch_0001.parquet") for name in ("one", "two")]
+    for name in ("epsilon_exact", "epsilon_exact_given", "epsilon_linearised", "epsilon_training", "aum"):
+        columns = [table[name].to_numpy() for table in tables]
+        np.testing.assert_allclose(*columns, rtol=1e-3, atol=1e-6, err_msg=name)
+        assert np.nanmax(np.abs(columns[0])) > 0.1, name
 
 
 def test_resuming_two_ranks_is_exact(tmp_path: Path) -> None:
