@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipeline import decode, plan
 from data_pipeline.errors import BadImageError
-from data_pipeline.label_corruption import corrupt
+from data_pipeline.label_corruption import corrupt, transition_matrix
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, SkippedExample, Split, sync_folder
 from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.sources.base import SPLITS, Source, SourceExample
@@ -122,12 +122,18 @@ def _list(source: Source, options: BuildOptions) -> tuple[dict[str, list[_Listed
         seed=options.seed,
         shard_size=options.shard_size,
         corruption=options.corruption,
+        transition_matrix=None if options.corruption is None else _matrix(options.corruption, num_classes),
     )
     listed = {
         split: _with_noise(examples, num_classes, options.corruption if split == "train" else None)
         for split, examples in by_split.items()
     }
     return listed, recipe
+
+
+def _matrix(corruption: Corruption, num_classes: int) -> tuple[tuple[float, ...], ...]:
+    """As the manifest stores it."""
+    return tuple(tuple(row) for row in transition_matrix(corruption, num_classes).tolist())
 
 
 def _with_noise(examples: Sequence[SourceExample], num_classes: int, corruption: Corruption | None) -> list[_Listed]:

@@ -91,6 +91,8 @@ class Recipe(Record):
     """Most examples a shard."""
     corruption: Corruption | None
     """Label noise injected into the training split at build."""
+    transition_matrix: tuple[tuple[float, ...], ...] | None = None
+    """Of that noise: row y holds the probabilities of each given label when the clean label is y."""
 
 
 class Manifest(Record):

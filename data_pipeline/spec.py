@@ -33,7 +33,20 @@ class PairflipCorruption(Spec):
     """Seed of the one `numpy.random.RandomState` that draws all labels, in data-set order."""
 
 
-Corruption = Annotated[SymmetricCorruption | PairflipCorruption, Field(discriminator="kind")]
+class ClassDependentCorruption(Spec):
+    """A label of class i (1 to K, in label order) becomes any *other* class with probability `k + beta * i`, each
+    equally likely: some classes are noisier than others. `k + beta * K` must be below 1."""
+
+    kind: Literal["class_dependent"] = "class_dependent"
+    k: float = Field(ge=0, lt=1)
+    """Noise level that the classes start from, in [0, 1)."""
+    beta: float = Field(gt=0, lt=1)
+    """What each class adds to the level of the one before, in (0, 1)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the one `numpy.random.RandomState` that draws all labels, in data-set order."""
+
+
+Corruption = Annotated[SymmetricCorruption | PairflipCorruption | ClassDependentCorruption, Field(discriminator="kind")]
 
 
 class DataSpec(Spec):
