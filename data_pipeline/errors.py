@@ -4,6 +4,8 @@ ValueError
 └── BadImageError          one example cannot be read or decoded; the loader counts, lists and skips it
 RuntimeError
 └── QuarantineLimitError   more examples are unreadable than the job tolerates
+OSError
+└── StorageError           a remote storage is away or refuses us; that says nothing of the data: nothing is skipped
 """
 
 from __future__ import annotations
@@ -15,3 +17,7 @@ class BadImageError(ValueError):
 
 class QuarantineLimitError(RuntimeError):
     """Too many unreadable examples: the message names count, limit and the first few."""
+
+
+class StorageError(OSError):
+    """A storage did not answer, however often it was asked, or refused. Starting again later may help."""
