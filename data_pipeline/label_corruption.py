@@ -38,7 +38,7 @@ def transition_matrix(corruption: Corruption, num_classes: int) -> NDArray[np.fl
 
 def _class_levels(corruption: ClassDependentCorruption, num_classes: int) -> NDArray[np.float64]:
     """(K,): the probability that a label of each class is replaced."""
-    levels_K: NDArray[np.float64] = corruption.k + corruption.beta * np.arange(1, num_classes + 1)
+    levels_K: NDArray[np.float64] = corruption.k + corruption.beta * np.arange(1.0, num_classes + 1)
     if levels_K[-1] >= 1:
         raise ValueError(
             f"corruption 'class_dependent': k + beta * {num_classes} = {levels_K[-1]:g} must be below 1:"

@@ -10,7 +10,8 @@ import pytest
 from sample_data import make_tar
 from typer.testing import CliRunner
 
-from data_pipeline.cli import app, parse_corruption
+from data_pipeline.cli import app
+from data_pipeline.cli_build import parse_corruption
 from data_pipeline.manifest import Manifest
 from data_pipeline.spec import PairflipCorruption
 

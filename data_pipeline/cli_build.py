@@ -1,0 +1,174 @@
+"""`hush data build`: a command for each raw data set. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_pipeline.terminal import AsJson, one_line_errors, print_summary
+
+if TYPE_CHECKING:
+    from data_pipeline.build import BuildOptions
+    from data_pipeline.sources.base import Source
+    from data_pipeline.spec import Corruption
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Make shards and a manifest.json from a raw data set. Building twice gives the same bytes.",
+)
+
+Out = Annotated[Path, typer.Argument(help="Folder to write: shards, index files and manifest.json.")]
+CorruptionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--corruption",
+        metavar="KIND:RATE",
+        help="Inject label noise into the training split, e.g. pairflip:0.3 or symmetric:0.4; clean labels are kept.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order in the shards and of injected noise.")]
+ShardSize = Annotated[int, typer.Option(min=1, help="Most examples a shard.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace another data set that stands in OUT.")]
+
+
+@app.command("clothing1m")
+def build_clothing1m(
+    src: Annotated[Path, typer.Argument(help="Folder in Clothing1M's layout, or an uncompressed .tar of it.")],
+    out: Out,
+    *,
+    name: Annotated[str, typer.Option(help="Name of the data set.")] = "clothing1m",
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from Clothing1M, or from any data set in its layout.
+
+    Train takes the noisy labels, less every picture that is in val or test; the clean label is kept where it is known.
+
+    Example: hush data build clothing1m ~/clothing1m data/clothing1m
+    """
+    from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
+
+    with one_line_errors(), Clothing1M(src, name) as source:
+        _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+
+
+@app.command("digits")
+def build_digits(
+    out: Out,
+    *,
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from scikit-learn's bundled handwritten digits (1,797 real scans of 8 x 8 pixels): no download.
+
+    Example: hush data build digits data/digits --corruption pairflip:0.3
+    """
+    from data_pipeline.sources.digits import Digits  # noqa: PLC0415 -- scikit-learn takes a second to import
+
+    with one_line_errors():
+        _build(Digits(), out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+
+
+@app.command("mnist")
+def build_mnist(
+    src: Annotated[Path, typer.Argument(help="Folder with train- and t10k- idx files, gzipped or plain.")],
+    out: Out,
+    *,
+    name: Annotated[str, typer.Option(help="Name of the data set.")] = "mnist",
+    classes: Annotated[
+        str, typer.Option(metavar="digits|fashion|NAME,NAME,…", help="Names of the classes, in label order.")
+    ] = "digits",
+    num_val: Annotated[int, typer.Option(min=0, help="Training examples to hold out as val.")] = 0,
+    val_seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed that draws them.")] = 0,
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from MNIST, Fashion-MNIST or another set of idx files in their form.
+
+    Injected noise goes into train only: val and test keep their labels.
+
+    Example: hush data build mnist ~/fashion-mnist data/fashion --name fashion-mnist --classes fashion --num-val 5000
+    """
+    from data_pipeline.sources.mnist import Mnist  # noqa: PLC0415 -- numpy, Pillow
+
+    with one_line_errors():
+        source = Mnist(src, name, _class_names(classes), num_val=num_val, val_seed=val_seed)
+        _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+
+
+def parse_corruption(text: str, seed: int) -> Corruption:
+    """`pairflip:0.3` -> PairflipCorruption(rate=0.3)."""
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 -- when needed
+
+    from data_pipeline.spec import Corruption  # noqa: PLC0415 -- when needed
+
+    kind, _, rate = text.partition(":")
+    adapter: TypeAdapter[Corruption] = TypeAdapter(Corruption)
+    try:
+        return adapter.validate_python({"kind": kind, "rate": rate, "seed": seed})
+    except ValidationError:
+        raise ValueError(
+            f"--corruption {text!r} must be KIND:RATE, KIND symmetric or pairflip, RATE above 0 and below 1"
+        ) from None
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    """`digits`, `fashion`, or the names themselves, between commas."""
+    from data_pipeline.sources.mnist import DIGIT_CLASSES, FASHION_CLASSES  # noqa: PLC0415 -- numpy, Pillow
+
+    known = {"digits": DIGIT_CLASSES, "fashion": FASHION_CLASSES}
+    names = known.get(text) or tuple(name.strip() for name in text.split(","))
+    if len(names) < 2 or "" in names or len(set(names)) < len(names):
+        raise ValueError(f"--classes {text!r} must be digits, fashion, or at least two different names between commas")
+    return names
+
+
+def _options(corruption: str | None, seed: int, shard_size: int, *, force: bool) -> BuildOptions:
+    from data_pipeline.build import BuildOptions  # noqa: PLC0415 -- OpenCV and Arrow
+
+    return BuildOptions(
+        seed=seed,
+        shard_size=shard_size,
+        corruption=None if corruption is None else parse_corruption(corruption, seed),
+        force=force,
+    )
+
+
+def _build(source: Source, out: Path, options: BuildOptions, *, as_json: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415 -- when needed
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
+    from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed
+
+    from data_pipeline.build import Progress, build  # noqa: PLC0415 -- OpenCV and Arrow
+
+    bars = Bars(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(),
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+
+    def show_progress(progress: Progress) -> None:
+        if progress.split not in tasks:
+            tasks[progress.split] = bars.add_task(progress.split, total=progress.num_total)
+        bars.update(tasks[progress.split], completed=progress.num_done)
+
+    with bars:
+        result = build(source, out, options, show_progress)
+    notes = (
+        source.notes
+        if result.is_new
+        else (*source.notes, "this very data set stood there already: nothing was changed")
+    )
+    print_summary(result.manifest, notes, as_json=as_json)

@@ -1,0 +1,55 @@
+"""What `hush data` prints: tables for people, JSON for scripts, one line for an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
+
+USAGE_ERROR = 2
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) -> None:
+    path = manifest.root / "manifest.json"
+    if as_json:
+        splits = {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()}
+        skipped = [example.model_dump() for example in manifest.skipped]
+        summary = {"name": manifest.name, "manifest": str(path), "digest": manifest.digest, "splits": splits}
+        typer.echo(json.dumps({**summary, "skipped": skipped, "notes": notes}))
+        return
+    from rich.console import Console  # noqa: PLC0415 -- when needed
+    from rich.table import Table  # noqa: PLC0415 -- when needed
+
+    table = Table("split", title=f"{manifest.name}: {len(manifest.classes)} classes")
+    for column in ("examples", "listed", "skipped", "clean label known", "shards", "MB"):
+        table.add_column(column, justify="right")
+    for name, split in manifest.splits.items():
+        size_mb = sum(shard.size_bytes for shard in split.shards) / 1e6
+        counts = (split.num_examples, split.num_listed, split.num_listed - split.num_examples, split.num_clean_labels)
+        table.add_row(name, *(f"{count:,}" for count in counts), str(len(split.shards)), f"{size_mb:.1f}")
+    console = Console()
+    console.print(table)
+    for example in manifest.skipped[:10]:
+        console.print(f"skipped {example.split} {example.example_id}: {example.reason}", markup=False, soft_wrap=True)
+    if len(manifest.skipped) > 10:
+        console.print(f"… and {len(manifest.skipped) - 10:,} more; all stand in the manifest under `skipped`")
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"manifest {path}\ndigest   {manifest.digest}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE_ERROR) from None
