@@ -22,10 +22,11 @@ import numpy as np
 from data_pipeline import decode, plan
 from data_pipeline.errors import BadImageError
 from data_pipeline.label_corruption import corrupt, transition_matrix
-from data_pipeline.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, SkippedExample, Split, sync_folder
+from data_pipeline.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, SkippedExample, Split
 from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.sources.base import SPLITS, Source, SourceExample
 from data_pipeline.spec import Corruption
+from data_pipeline.storage import sync_folder
 
 STAGING_DIR = ".building"
 LOCK_FILE = ".lock"

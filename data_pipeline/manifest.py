@@ -10,24 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from data_pipeline.errors import StorageError
 from data_pipeline.spec import Corruption
+from data_pipeline.storage import LocalStorage, Storage, inside, split_url, storage_for, sync_folder
 
 MANIFEST_FILE = "manifest.json"
 
 
-def _inside_the_folder(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts:
-        raise ValueError(f"path {path!r} must be relative and stay inside the data set's folder")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside_the_folder)]
+RelativePath = Annotated[str, AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
@@ -105,7 +100,7 @@ class Manifest(Record):
     splits: dict[str, Split]
     skipped: tuple[SkippedExample, ...] = ()
     recipe: Recipe
-    _root: Path = PrivateAttr(default=Path())
+    _storage: Storage = PrivateAttr(default_factory=lambda: LocalStorage(Path()))
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -124,33 +119,51 @@ class Manifest(Record):
         return self
 
     @classmethod
-    def load(cls, path: str | Path) -> Manifest:
-        """Read `manifest.json`; a ValueError says in one line what is wrong with it."""
-        file = Path(path)
+    def load(cls, url: str | Path) -> Manifest:
+        """Read `manifest.json` at a path, s3:// or http(s)://; a ValueError says in one line what is wrong with it.
+
+        A storage that cannot be reached is a StorageError: it may be back later.
+        """
         try:
-            content = file.read_bytes()
+            folder, name = split_url(url)
+            storage = storage_for(folder)
+            content = storage.read(name)
         except FileNotFoundError:
-            raise ValueError(f"manifest {str(path)!r}: there is no such file; `hush data build` makes one") from None
+            raise ValueError(f"manifest {str(url)!r}: there is no such file; `hush data build` makes one") from None
+        except StorageError:
+            raise
         except (OSError, ValueError) as error:
-            raise ValueError(f"manifest {str(path)!r} cannot be read: {error}") from None
+            raise ValueError(f"manifest {str(url)!r} cannot be read: {error}") from None
         try:
             manifest = cls.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise ValueError(f"manifest {str(path)!r} is no data set manifest: {where}: {first['msg']}") from None
-        return manifest.at(file.parent)
+            raise ValueError(f"manifest {str(url)!r} is no data set manifest: {where}: {first['msg']}") from None
+        return manifest.at(storage)
 
-    def at(self, root: Path) -> Manifest:
-        """The same manifest, its shards lying in `root`."""
+    def at(self, place: Path | Storage) -> Manifest:
+        """The same manifest, its shards lying in this folder or storage."""
         copy = self.model_copy()
-        copy._root = root.absolute()
+        copy._storage = LocalStorage(place) if isinstance(place, Path) else place
         return copy
 
     @property
+    def storage(self) -> Storage:
+        """Where the shards lie; their paths are relative to its root."""
+        return self._storage
+
+    @property
+    def url(self) -> str:
+        """Where `manifest.json` lies: a path, or an address."""
+        return f"{self._storage.url}/{MANIFEST_FILE}"
+
+    @property
     def root(self) -> Path:
-        """Folder that the shards' paths are relative to."""
-        return self._root
+        """The folder that the shards' paths are relative to; ValueError if they lie on another machine."""
+        if not isinstance(self._storage, LocalStorage):
+            raise ValueError(f"{self.url} is not in a folder of this machine")
+        return Path(self._storage.url)
 
     def to_bytes(self) -> bytes:
         """The content of `manifest.json`."""
@@ -181,16 +194,7 @@ class Manifest(Record):
         """Read every file of the data set; one line for each that is missing or differs from the manifest."""
         shards = [shard for split in self.splits.values() for shard in split.shards]
         files: list[FileEntry] = [entry for shard in shards for entry in (shard, shard.index)]
-        return [problem for entry in files if (problem := _problem(self._root, entry))]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return [problem for entry in files if (problem := _problem(self.root, entry))]
 
 
 def file_sha256(path: Path) -> str:

@@ -93,7 +93,7 @@ def inside(path: str) -> str:
     """The path itself; ValueError if it is not relative, or leads out of the root."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError(f"path {path!r} must be relative and stay inside its folder")
+        raise ValueError(f"path {path!r} must be relative and stay inside the data set's folder")
     return path
 
 
@@ -104,7 +104,11 @@ def is_remote(url: str | Path) -> bool:
         return False
     if match[1] not in REMOTE_SCHEMES:
         raise ValueError(f"{url!r}: {match[1]}: is not read; give a path, s3://, http:// or https://")
-    parts = urlsplit(str(url))
+    try:
+        parts = urlsplit(str(url))
+        parts.port  # noqa: B018 -- raises when it is no port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not an address: {error}") from None
     if not parts.hostname:
         raise ValueError(f"{url!r} names no {'bucket' if match[1] == 's3' else 'host'}")
     if parts.username is not None or parts.query or parts.fragment:
