@@ -40,6 +40,9 @@ def build_clothing1m(
     out: Out,
     *,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "clothing1m",
+    only_original: Annotated[
+        bool, typer.Option("--only-original", help="Refuse a set that is not of Clothing1M's own sizes.")
+    ] = False,
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
@@ -54,7 +57,7 @@ def build_clothing1m(
     """
     from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
 
-    with one_line_errors(), Clothing1M(src, name) as source:
+    with one_line_errors(), Clothing1M(src, name, only_original=only_original) as source:
         _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
 
 

@@ -27,7 +27,11 @@ class SourceExample:
 
 
 class Source(Protocol):
-    """A raw data set. `examples` comes in a fixed order: "data-set order"."""
+    """A raw data set. `examples` comes in a fixed order: "data-set order".
+
+    Picklable: a build reads by copies of it in other processes. A copy knows `name` and `classes` and can `read`; it
+    need not list examples.
+    """
 
     @property
     def name(self) -> str:

@@ -6,7 +6,8 @@
 
 train: the noisy training keys, less every key that is in val or test; given label = noisy label; clean label if known.
 val, test: the clean keys; given label = clean label. Keys of clean_train that are not noisy training keys are not used.
-The original has 1,000,000 noisy training keys, 14,313 for val, 10,526 for test.
+The original has 14 classes, 1,000,000 noisy training keys, 47,570 clean ones, 14,313 for val, 10,526 for test
+(`ORIGINAL`); the notes say how what was read compares with that.
 
 example_id: the key without `images/` and suffix, its slashes as dashes and dots as underscores:
 `images/8/47/c6fd5889.jpg` -> `8-47-c6fd5889`.
@@ -14,16 +15,33 @@ example_id: the key without `images/` and suffix, its slashes as dashes and dots
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from data_pipeline.sources.base import SourceExample, SplitName
 
 CLASSES_FILE = "category_names_eng.txt"
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
+
+
+class Sizes(NamedTuple):
+    """How much a data set in this layout lists."""
+
+    classes: int
+    noisy_train: int
+    clean_train: int
+    clean_val: int
+    clean_test: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{size:,} {name}" for name, size in self._asdict().items())
+
+
+ORIGINAL = Sizes(classes=14, noisy_train=1_000_000, clean_train=47_570, clean_val=14_313, clean_test=10_526)
 
 
 class _Files(Protocol):
@@ -37,17 +55,18 @@ class _Files(Protocol):
 class Clothing1M:
     """A data set in Clothing1M's layout; the lists are read at once, the pictures as they are asked for."""
 
-    def __init__(self, path: str | Path, name: str = "clothing1m") -> None:
+    def __init__(self, path: str | Path, name: str = "clothing1m", *, only_original: bool = False) -> None:
+        """With `only_original` any other sizes than Clothing1M's own are refused: lists that were cut, another set."""
         self.name = name
         self._path = Path(path)
         self._files = _open_files(self._path)
         try:
-            self._read_lists()
+            self._read_lists(only_original=only_original)
         except BaseException:
             self._files.close()
             raise
 
-    def _read_lists(self) -> None:
+    def _read_lists(self, *, only_original: bool) -> None:
         self.classes = tuple(self._lines(CLASSES_FILE))
         self._noisy_labels = self._labels("noisy_label_kv.txt")
         self._clean_labels = self._labels("clean_label_kv.txt")
@@ -56,12 +75,28 @@ class Clothing1M:
             "val": self._lines("clean_val_key_list.txt"),
             "test": self._lines("clean_test_key_list.txt"),
         }
-        held_out = {*self._keys["val"], *self._keys["test"]}
-        num_listed = len(self._keys["train"])
-        self._keys["train"] = [key for key in self._keys["train"] if key not in held_out]
-        num_removed = num_listed - len(self._keys["train"])
+        clean_train = self._lines("clean_train_key_list.txt")
+        noisy_train, val, test = self._keys.values()
+        sizes = Sizes(len(self.classes), len(noisy_train), len(clean_train), len(val), len(test))
+        if only_original and sizes != ORIGINAL:
+            raise ValueError(f"{self._path} lists {sizes}; Clothing1M itself has {ORIGINAL}")
+        held_out = {*val, *test}
+        train = self._keys["train"] = [key for key in noisy_train if key not in held_out]
+        left_out = f"{len(noisy_train) - len(train):,} of {len(noisy_train):,} noisy training keys"
         self.notes = (
-            f"{num_removed:,} of {num_listed:,} noisy training keys are in val or test too and were left out",
+            f"lists {sizes}: as Clothing1M" if sizes == ORIGINAL else f"lists {sizes}; Clothing1M has {ORIGINAL}",
+            f"{left_out} are in val or test too and were left out",
+            self._note_on_both_labels(clean_train),
+        )
+
+    def _note_on_both_labels(self, clean_train: list[str]) -> str:
+        train = set(self._keys["train"])
+        both = [key for key in train if key in self._clean_labels]
+        differ = sum(self._clean_labels[key] != self._noisy_labels.get(key) for key in both)
+        unused = sum(key not in train for key in clean_train)
+        return (
+            f"{len(both):,} training examples have a clean label too, which differs in {differ:,};"
+            f" {unused:,} clean training keys are not in train and are not used"
         )
 
     def examples(self) -> Iterator[SourceExample]:
@@ -91,6 +126,10 @@ class Clothing1M:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another process, which only reads pictures: without the lists, 200 MB of a million examples."""
+        return {"name": self.name, "classes": self.classes, "notes": self.notes, "_files": self._files}
 
     def _lines(self, file: str) -> list[str]:
         try:
@@ -147,37 +186,45 @@ class _TarFiles:
     """Files of a tar, below the folder that holds the class names: one pass over the headers, then reads by offset."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        try:
-            self._members = self._index(path)
-        except BaseException:
-            self._file.close()
-            raise
+        self._path = path.absolute()
+        self._members = self._index()
+        self._descriptor = self._open()
 
-    def _index(self, path: Path) -> dict[str, tuple[int, int]]:
+    def _index(self) -> dict[str, tuple[int, int]]:
         places: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            with tarfile.open(self._path, mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # documented, not in the stubs: frees 1 KB a file
                     if member.isreg():
                         places[member.name.removeprefix("./")] = (member.offset_data, member.size)
         except tarfile.TarError as error:
-            raise ValueError(f"{path} is no uncompressed tar file: {error}") from None
+            raise ValueError(f"{self._path} is no uncompressed tar file: {error}") from None
         roots = [name.removesuffix(CLASSES_FILE) for name in places if PurePosixPath(name).name == CLASSES_FILE]
         if len(roots) != 1:
-            raise ValueError(f"{path} must hold one {CLASSES_FILE}; it holds {len(roots)}")
+            raise ValueError(f"{self._path} must hold one {CLASSES_FILE}; it holds {len(roots)}")
         return {name.removeprefix(roots[0]): place for name, place in places.items() if name.startswith(roots[0])}
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, path: str) -> bytes:
         if path not in self._members:
             raise FileNotFoundError(2, "No such file or directory", path)
         offset, size = self._members[path]
-        self._file.seek(offset)
-        data = self._file.read(size)
+        data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
             raise OSError(5, "The tar file ends inside it", path)
         return data
 
     def close(self) -> None:
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __getstate__(self) -> tuple[Path, dict[str, tuple[int, int]]]:
+        return self._path, self._members
+
+    def __setstate__(self, state: tuple[Path, dict[str, tuple[int, int]]]) -> None:
+        self._path, self._members = state
+        self._descriptor = self._open()

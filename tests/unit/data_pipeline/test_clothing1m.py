@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sample_data import make_tar
 
-from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
+from data_pipeline.sources import clothing1m
+from data_pipeline.sources.clothing1m import ORIGINAL, Clothing1M, Sizes, example_id_of
 
 
 def test_splits_labels_and_order_follow_the_lists(clothing):
@@ -25,9 +28,52 @@ def test_splits_labels_and_order_follow_the_lists(clothing):
         assert example.given_label == labels[example.key]
 
 
-def test_left_out_training_keys_are_reported(clothing):
+def test_notes_hold_the_sizes_against_the_original_and_count_both_labels(clothing):
     with Clothing1M(clothing.root) as source:
-        assert source.notes == ("2 of 22 noisy training keys are in val or test too and were left out",)
+        sizes, left_out, both = source.notes
+    assert (
+        sizes == f"lists 3 classes, 22 noisy_train, 3 clean_train, 5 clean_val, 6 clean_test; Clothing1M has {ORIGINAL}"
+    )
+    assert left_out == "2 of 22 noisy training keys are in val or test too and were left out"
+    assert both.startswith("3 training examples have a clean label too, which differs in 3; 0 clean training keys")
+    with (clothing.root / "clean_train_key_list.txt").open("a") as file:
+        file.write("images/0/00/elsewhere.jpg\n")
+    clothing.clean[clothing.train[0]] = clothing.noisy[clothing.train[0]]
+    (clothing.root / "clean_label_kv.txt").write_text("".join(f"{key} {y}\n" for key, y in clothing.clean.items()))
+    with Clothing1M(clothing.root) as source:
+        assert source.notes[2].startswith("3 training examples have a clean label too, which differs in 2; 1 clean")
+
+
+def test_the_original_sizes_are_the_published_ones():
+    assert str(ORIGINAL) == (
+        "14 classes, 1,000,000 noisy_train, 47,570 clean_train, 14,313 clean_val, 10,526 clean_test"
+    )
+
+
+def test_only_the_original_passes_as_the_original(clothing, monkeypatch):
+    with pytest.raises(ValueError, match=r"lists 3 classes, 22 noisy_train.*Clothing1M itself has 14 classes"):
+        Clothing1M(clothing.root, only_original=True)
+    monkeypatch.setattr(clothing1m, "ORIGINAL", Sizes(3, 22, 3, 5, 6))
+    with Clothing1M(clothing.root, only_original=True) as source:
+        assert source.notes[0].endswith("6 clean_test: as Clothing1M")
+
+
+def test_a_copy_for_another_process_reads_but_carries_no_lists(clothing, tmp_path):
+    for path in (clothing.root, make_tar(clothing.root, tmp_path / "clothing.tar")):
+        with Clothing1M(path) as source:
+            pickled = pickle.dumps(source)
+            assert b"noisy_labels" not in pickled
+            with pickle.loads(pickled) as copy:
+                assert (copy.name, copy.classes, copy.notes) == (source.name, source.classes, source.notes)
+                for example in source.examples():
+                    assert copy.read(example) == clothing.image(example.key).read_bytes()
+
+
+def test_threads_may_read_a_tar_at_the_same_time(clothing, tmp_path):
+    with Clothing1M(make_tar(clothing.root, tmp_path / "clothing.tar")) as source, ThreadPoolExecutor(8) as threads:
+        examples = list(source.examples()) * 20
+        for example, data in zip(examples, threads.map(source.read, examples), strict=True):
+            assert data == clothing.image(example.key).read_bytes()
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "some/where/"])
