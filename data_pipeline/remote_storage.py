@@ -71,6 +71,13 @@ class RemoteStorage:
     def write_file(self, path: str, source: Path) -> None:
         self._put(path, source)
 
+    def delete(self, path: str) -> None:
+        self._refuse_to_write_over_http()
+        try:
+            self._ask(path, lambda name: obstore.delete(self._store, name))
+        except FileNotFoundError:
+            return
+
     def exists(self, path: str) -> bool:
         try:
             self.size_bytes(path)
@@ -92,9 +99,12 @@ class RemoteStorage:
         return self._ask(path, get)
 
     def _put(self, path: str, content: bytes | Path) -> None:
+        self._refuse_to_write_over_http()
+        self._ask(path, lambda name: obstore.put(self._store, name, content))
+
+    def _refuse_to_write_over_http(self) -> None:
         if isinstance(self._store, HTTPStore):
             raise ValueError(f"{self._url} can only be read; write to a folder or to s3://")
-        self._ask(path, lambda name: obstore.put(self._store, name, content))
 
     def _ask(self, path: str, request: Callable[[str], _Answer]) -> _Answer:
         try:

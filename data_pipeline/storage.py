@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 REMOTE_SCHEMES = ("s3", "http", "https")
@@ -45,7 +45,11 @@ class Storage(Protocol):
         ...
 
     def write_file(self, path: str, source: Path) -> None:
-        """`write` with the content of a local file, which is not held in memory."""
+        """`write` with the content of a local file, which is not held in memory, nor ever changed afterwards."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
         ...
 
     def exists(self, path: str) -> bool:
@@ -144,17 +148,13 @@ class LocalStorage:
             os.close(descriptor)
 
     def write(self, path: str, data: bytes) -> None:
-        def write(file: BinaryIO) -> None:
-            file.write(data)
-
-        _replace(self.path(path), write)
+        _replace(self.path(path), lambda aside: aside.write_bytes(data))
 
     def write_file(self, path: str, source: Path) -> None:
-        def copy(file: BinaryIO) -> None:
-            with source.open("rb") as original:
-                shutil.copyfileobj(original, file)
+        _replace(self.path(path), lambda aside: _link_or_copy(source, aside))
 
-        _replace(self.path(path), copy)
+    def delete(self, path: str) -> None:
+        self.path(path).unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         return self.path(path).is_file()
@@ -163,24 +163,34 @@ class LocalStorage:
         return self.path(path).stat().st_size
 
 
-def _replace(target: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Fill a file beside the target, sync it to the disk and give it its name."""
+def _replace(target: Path, fill: Callable[[Path], object]) -> None:
+    """Make a file beside the target, sync it to the disk and give it its name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        fill(aside)
+        _sync(aside)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(target.parent)
 
 
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name for the file costs nothing; across disks, and where there are no hard links, it is copied."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
