@@ -1,12 +1,14 @@
 """Batches of one rank: read, checked, decoded and cropped by threads, a few batches ahead.
 
-Where a run stands is (manifest digest, seed, epoch, batches delivered), the same on every rank, so any rank of any
-world size can go on from it. A batch counts when it is handed over, not when it is prefetched.
+Where a run stands is (manifest digest, order, seed, epoch, examples delivered), the same on every rank, so any rank of
+any world size can go on from it, with batches of another size too. A batch counts when it is handed over, not when it
+is prefetched; to go on is to begin the order further down, whatever was before is not read again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +24,7 @@ from data_pipeline import crop, decode, plan
 from data_pipeline.errors import BadImageError, QuarantineLimitError
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable
 from data_pipeline.reader import ShardReader
-from data_pipeline.spec import DataSpec
+from data_pipeline.spec import DataSpec, Remainder
 
 PREFETCH_BATCHES = 3
 ROWS_PER_TASK = 8
@@ -65,16 +67,22 @@ class LoaderState(TypedDict):
 
     digest: str
     num_examples: int
-    batch_size: int
+    order: str
     seed: int
+    batch_size: int
+    """Of the run so far; the order does not depend on it."""
     epoch: int
-    batches_delivered: int
+    examples_delivered: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pending:
+    """A batch under way: what is being read becomes tasks that decode it."""
+
     batch: Batch
-    tasks: list[Future[list[BadExample]]]
+    end: int
+    """Place in the epoch's order that follows the batch, over all ranks."""
+    reading: Future[list[Future[list[BadExample]]]]
 
 
 class Loader:
@@ -99,16 +107,28 @@ class Loader:
         self._table, self._spec = table, data_spec
         self._rank, self._world_size = rank, world_size
         self._seed, self._shuffle, self._batch_size = seed, shuffle, batch_size
-        self._epoch = self._batches_delivered = 0
+        self._rows = plan.Rows(
+            f"{table.digest}/{table.split}", len(table.shard_files), table.shard_indices, table.given_labels
+        )
+        self._remainder: Remainder = data_spec.remainder if shuffle else "pad"
+        self._epoch_size = plan.epoch_size(self._rows, data_spec) if shuffle else len(table)
+        if not self.num_batches:
+            raise ValueError(
+                f"remainder 'drop' leaves nothing: batch_size {batch_size} must be at most {self._epoch_size}, the"
+                f" examples of {table.split!r} an epoch"
+            )
+        self._epoch = self._examples_delivered = 0
         self._quarantine: dict[int, BadExample] = {}
         self._reader = ShardReader(table)
         decode.use_one_thread_per_call()
-        self._threads = ThreadPoolExecutor(data_spec.num_threads, thread_name_prefix="hush-loader")
+        self._of_thread = threading.local()
+        self._readers = ThreadPoolExecutor(1 + PREFETCH_BATCHES, thread_name_prefix="hush-reader")
+        self._decoders = ThreadPoolExecutor(data_spec.num_threads, thread_name_prefix="hush-loader")
 
     @property
     def num_batches(self) -> int:
         """Batches an epoch, equal on all ranks."""
-        return plan.num_steps(len(self._table), self._batch_size)
+        return plan.num_steps(self._epoch_size, self._batch_size, self._remainder)
 
     @property
     def quarantine(self) -> list[BadExample]:
@@ -121,36 +141,44 @@ class Loader:
         knows all ranks' counts holds their sum against this."""
         return int(self._spec.max_bad_fraction * len(self._table))
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from `start_batch` on. Leaving the loop early drops what was prefetched."""
-        if not 0 <= start_batch <= self.num_batches:
-            raise ValueError(f"start_batch {start_batch} must lie between 0 and num_batches {self.num_batches}")
-        return self._batches(epoch, start_batch)
+    def epoch(self, epoch: int, start_example: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from this place in its order on. Leaving the loop early drops what was prefetched."""
+        if not 0 <= start_example <= self._epoch_size:
+            raise ValueError(
+                f"start_example {start_example} must lie between 0 and {self._epoch_size}, the epoch's end"
+            )
+        return self._batches(epoch, start_example)
+
+    def examples_before(self, batch: int) -> int:
+        """Examples that an epoch's first `batch` batches deliver over all ranks: where the next one starts."""
+        return min(batch * self._batch_size, self._epoch_size)
 
     def state_dict(self) -> LoaderState:
-        """Epoch begun last, batches delivered of it: go on with `epoch(state["epoch"], state["batches_delivered"])`."""
+        """Where the epoch begun last stands: go on with `epoch(state["epoch"], state["examples_delivered"])`."""
         return LoaderState(
             digest=self._table.digest,
             num_examples=len(self._table),
-            batch_size=self._batch_size,
+            order=plan.order_name(self._spec) if self._shuffle else "as listed",
             seed=self._seed,
+            batch_size=self._batch_size,
             epoch=self._epoch,
-            batches_delivered=self._batches_delivered,
+            examples_delivered=self._examples_delivered,
         )
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Take over where a run stood; refused if order or batches would not be the same."""
+        """Take over where a run stood; refused if the order of its examples would not be the same."""
         mine = self.state_dict()
-        for field in ("digest", "num_examples", "batch_size", "seed"):
+        for field in ("digest", "num_examples", "order", "seed"):
             if state[field] != mine[field]:
                 raise ValueError(
                     f"{field} was {state[field]!r} when this run began, now it is {mine[field]!r}; it must be the same"
                 )
-        self._epoch, self._batches_delivered = state["epoch"], state["batches_delivered"]
+        self._epoch, self._examples_delivered = state["epoch"], state["examples_delivered"]
 
     def close(self) -> None:
         """Stop the threads and close the shards; batches delivered stay good."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)  # first: they hand work to the decoders
+        self._decoders.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
 
     def __enter__(self) -> Self:
@@ -161,64 +189,75 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _batches(self, epoch: int, start_batch: int) -> Iterator[Batch]:
-        order_N = self._order(epoch)
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        order_M = self._order(epoch)
         pending: deque[_Pending] = deque()
-        self._epoch, self._batches_delivered = epoch, start_batch
+        self._epoch, self._examples_delivered = epoch, start
+        num_batches = plan.num_steps(self._epoch_size - start, self._batch_size, self._remainder)
         try:
-            for step in range(start_batch, self.num_batches + PREFETCH_BATCHES):
-                if step < self.num_batches:
-                    pending.append(self._submit(order_N, epoch, step))
-                if pending and (step >= self.num_batches or len(pending) > PREFETCH_BATCHES):
-                    batch = self._finish(pending.popleft())
-                    self._batches_delivered += 1
+            for number in range(num_batches + PREFETCH_BATCHES):
+                if number < num_batches:
+                    pending.append(self._submit(order_M, epoch, start + number * self._batch_size))
+                if pending and (number >= num_batches or len(pending) > PREFETCH_BATCHES):
+                    batch = self._finish(pending[0])
+                    self._examples_delivered = pending.popleft().end
                     yield batch
         finally:
-            for task in (task for one in pending for task in one.tasks):
-                task.cancel()
+            for one in pending:
+                _cancel(one)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        num_examples = len(self._table)
         if not self._shuffle:
-            return np.arange(num_examples, dtype=np.int64)
-        return plan.permutation(f"{self._table.digest}/{self._table.split}", self._seed, epoch, num_examples)
+            return np.arange(len(self._table), dtype=np.int64)
+        return plan.epoch_order(self._rows, self._spec, self._seed, epoch)
 
-    def _submit(self, order_N: NDArray[np.int64], epoch: int, step: int) -> _Pending:
-        """Lay out the batch, and let the threads fill in its pictures."""
+    def _submit(self, order_M: NDArray[np.int64], epoch: int, start: int) -> _Pending:
+        """Lay out the batch that begins here, and let the threads fill in its pictures."""
         table, size = self._table, self._spec.image_size
         rows_B = plan.rank_rows(
-            order_N, step, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
+            order_M, start, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
         )
         padding_B = rows_B == plan.PADDING
+        end = min(start + self._batch_size, self._epoch_size)
         batch = Batch(
-            images_BHWC=torch.zeros((len(rows_B), size, size, 3), dtype=torch.uint8),
-            given_labels_B=torch.from_numpy(np.where(padding_B, 0, table.given_labels[rows_B])),
-            clean_labels_B=torch.from_numpy(np.where(padding_B, UNKNOWN_LABEL, table.clean_labels[rows_B])),
+            images_BHWC=torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8),
+            given_labels_B=torch.from_numpy(np.where(padding_B, 0, table.given_labels[rows_B]).astype(np.int64)),
+            clean_labels_B=torch.from_numpy(
+                np.where(padding_B, UNKNOWN_LABEL, table.clean_labels[rows_B]).astype(np.int64)
+            ),
             indices_B=torch.from_numpy(rows_B),
             valid_B=torch.from_numpy(~padding_B),
             flip_B=torch.zeros(len(rows_B), dtype=torch.bool),
-            num_valid_global=plan.num_valid(len(table), self._batch_size, step),
+            num_valid_global=end - start,
         )
-        positions = np.flatnonzero(~padding_B)
-        chunks = [positions[start : start + ROWS_PER_TASK] for start in range(0, len(positions), ROWS_PER_TASK)]
-        return _Pending(batch, [self._threads.submit(self._fill, batch, chunk, epoch) for chunk in chunks])
+        return _Pending(batch, end, self._readers.submit(self._read, batch, epoch))
 
-    def _fill(self, batch: Batch, positions: NDArray[np.int64], epoch: int) -> list[BadExample]:
-        """In a thread: decode the rows at these positions into the batch, each position in one thread only."""
+    def _read(self, batch: Batch, epoch: int) -> list[Future[list[BadExample]]]:
+        """In a thread: fetch all bytes of the batch at once, then let other threads decode them."""
+        rows = batch.indices_B[batch.valid_B].tolist()  # padding, which is not valid, comes last
+        contents = self._reader.read_many(rows)
+        return [
+            self._decoders.submit(self._fill, batch, first, contents[first : first + ROWS_PER_TASK], epoch)
+            for first in range(0, len(rows), ROWS_PER_TASK)
+        ]
+
+    def _fill(self, batch: Batch, first: int, contents: list[bytes | BadImageError], epoch: int) -> list[BadExample]:
+        """In a thread: decode pictures into the batch from position `first` on, each position in one thread only."""
         images_BHWC, flip_B, valid_B = batch.images_BHWC.numpy(), batch.flip_B.numpy(), batch.valid_B.numpy()
         bad: list[BadExample] = []
-        for position in positions.tolist():
+        for position, content in enumerate(contents, start=first):
             row = int(batch.indices_B[position])
             try:
-                images_BHWC[position], flip_B[position] = self._picture(row, epoch)
+                if isinstance(content, BadImageError):
+                    raise content
+                flip_B[position] = self._picture(row, epoch, content, images_BHWC[position])
             except BadImageError as error:
                 valid_B[position] = False
-                shard = self._table.shard_names[self._table.shard_indices[row]]
-                bad.append(BadExample(row, self._table.example_ids[row], shard, str(error)))
+                bad.append(BadExample(row, self._table.example_ids[row], self._table.shard_of(row), str(error)))
         return bad
 
-    def _picture(self, row: int, epoch: int) -> tuple[NDArray[np.uint8], bool]:
-        """(uint8 (S, S, 3), whether to flip it)."""
+    def _picture(self, row: int, epoch: int, content: bytes, out_SSC: NDArray[np.uint8]) -> bool:
+        """Decode a picture's crop into `out_SSC`; whether to flip it."""
         table, size = self._table, self._spec.image_size
         height, width = int(table.heights[row]), int(table.widths[row])
         flip = False
@@ -229,11 +268,15 @@ class Loader:
             box, flip = crop.random_box(draws, height, width), crop.is_flipped(draws)
         else:
             box = crop.centre_box(height, width, size)
-        return decode.crop_and_resize(decode.decode(self._reader.read(row)), box, size), flip
+        decoder = getattr(self._of_thread, "decoder", None)
+        if decoder is None:
+            decoder = self._of_thread.decoder = decode.BoxDecoder()
+        decoder.decode_box(content, box, out_SSC)
+        return flip
 
     def _finish(self, pending: _Pending) -> Batch:
         """Wait for the pictures; record the unreadable ones, and refuse to go on past the limit."""
-        for task in pending.tasks:
+        for task in pending.reading.result():
             for bad in task.result():
                 self._quarantine.setdefault(bad.row, bad)
         if len(self._quarantine) > self.max_bad_examples:
@@ -243,11 +286,23 @@ class Loader:
                 f" max_bad_fraction {self._spec.max_bad_fraction:g} tolerates {self.max_bad_examples}."
                 f" The first: {first}"
             )
-        batch = pending.batch
-        valid_rows = torch.nonzero(batch.valid_B).flatten()
-        other_rows = torch.nonzero(~batch.valid_B).flatten()
-        if len(valid_rows) and len(other_rows):
-            batch.images_BHWC[other_rows] = batch.images_BHWC[
-                valid_rows[torch.arange(len(other_rows)) % len(valid_rows)]
-            ]
-        return batch
+        _fill_gaps(pending.batch)
+        return pending.batch
+
+
+def _fill_gaps(batch: Batch) -> None:
+    """Give rows that are not valid the pictures of valid ones, in turn."""
+    valid_rows = torch.nonzero(batch.valid_B).flatten()
+    other_rows = torch.nonzero(~batch.valid_B).flatten()
+    if not len(valid_rows):
+        batch.images_BHWC.zero_()
+    elif len(other_rows):
+        batch.images_BHWC[other_rows] = batch.images_BHWC[valid_rows[torch.arange(len(other_rows)) % len(valid_rows)]]
+
+
+def _cancel(pending: _Pending) -> None:
+    """Have no thread begin on a batch that nobody waits for."""
+    pending.reading.cancel()
+    if pending.reading.done() and not pending.reading.cancelled() and pending.reading.exception() is None:
+        for task in pending.reading.result():
+            task.cancel()

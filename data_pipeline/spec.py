@@ -49,6 +49,10 @@ class ClassDependentCorruption(Spec):
 Corruption = Annotated[SymmetricCorruption | PairflipCorruption | ClassDependentCorruption, Field(discriminator="kind")]
 
 
+Order = Literal["global", "windowed"]
+Remainder = Literal["pad", "drop"]
+
+
 class DataSpec(Spec):
     """The data of a job: a manifest made by `hush data build`, and how its pictures become batches."""
 
@@ -60,6 +64,16 @@ class DataSpec(Spec):
     """Height and width of the model's input, in pixels."""
     batch_size: int = Field(default=256, ge=1, le=65536)
     """Examples a step over *all* ranks; must be a multiple of `resources.num_workers`."""
+    order: Order = "global"
+    """How an epoch is shuffled. `global`: one permutation of all examples. `windowed`: shards are shuffled, and
+    examples within `window_shards` of them: for data that is fetched over a network, a shard at a time."""
+    window_shards: int = Field(default=64, ge=1, le=4096)
+    """Shards that a `windowed` order mixes at a time, over all ranks; no effect on `global`."""
+    class_balanced: bool = False
+    """Each epoch draws, anew and at random, as many training examples of each given label as the rarest label has."""
+    remainder: Remainder = "pad"
+    """A training epoch's last examples where they make no whole batch. `pad`: a last, shorter step, so that each
+    example is seen exactly once. `drop`: left out, others each epoch, so that all steps are of one size."""
     augmentation: Literal["crop_flip", "none"] = "crop_flip"
     """`crop_flip`: random resized crop and horizontal flip in training, centre crop in evaluation; `none`: the whole
     picture, resized, in both (digits, text)."""

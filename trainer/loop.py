@@ -65,8 +65,8 @@ def train_epoch(run: Run, position: Position) -> None:
     """Train from `position` to the end of its epoch, or until the ranks agree to stop."""
     run.pulse.enter("training", epoch=position.epoch, step=position.step)
     run.network.train()
-    num_left = run.steps_per_epoch - position.batch
-    for batch in islice(run.data.train.loader.epoch(position.epoch, start_batch=position.batch), num_left):
+    loader, num_left = run.data.train.loader, run.steps_per_epoch - position.batch
+    for batch in islice(loader.epoch(position.epoch, loader.examples_before(position.batch)), num_left):
         if run.is_over:
             return
         rate = run.set_learning_rate(position.step)

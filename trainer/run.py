@@ -136,7 +136,7 @@ def save_checkpoint(run: Run, position: Position) -> None:
             loader={
                 **run.data.train.loader.state_dict(),  # which may stand elsewhere: BatchNorm's statistics read it too
                 "epoch": position.epoch,
-                "batches_delivered": position.batch,
+                "examples_delivered": run.data.train.loader.examples_before(position.batch),
             },
             step=position.step,
             journal_bytes=run.folder.journal_bytes(),
@@ -164,6 +164,12 @@ def resume(run: Run) -> Position:
         return Position()
     state = checkpoint.load(Path(name))
     run.data.train.loader.load_state_dict(state.loader)  # ValueError where data or order are not the same
+    batch_size = run.spec.data.batch_size
+    if state.loader["batch_size"] != batch_size:  # steps and their learning rates would not be those that were done
+        raise ValueError(
+            f"batch_size was {state.loader['batch_size']} when this run began, now it is {batch_size};"
+            " it must be the same"
+        )
     run.network.load_state_dict(state.model)
     run.learner.optimizer.load_state_dict(dict(state.optimizer))
     run.learner.target.load_state_dict(state.target)
@@ -172,4 +178,5 @@ def resume(run: Run) -> Position:
     if run.ranks.is_main:
         run.record.load_state_dict(dict(state.record))
         run.folder.begin(checkpoint.run_dir_of(Path(name)), state.journal_bytes)
-    return Position(epoch=state.loader["epoch"], batch=state.loader["batches_delivered"], step=state.step)
+    batch = -(-state.loader["examples_delivered"] // batch_size)
+    return Position(epoch=state.loader["epoch"], batch=batch, step=state.step)

@@ -84,8 +84,8 @@ class ExampleRecord:
         self,
         example_ids: Sequence[str] | NDArray[np.object_],
         shards: Sequence[str] | NDArray[np.object_],
-        given_labels: NDArray[np.int64],
-        clean_labels: NDArray[np.int64],
+        given_labels: NDArray[np.integer[Any]],
+        clean_labels: NDArray[np.integer[Any]],
     ) -> None:
         """Slot i of the record is the i-th of these examples; a clean label of -1 is unknown."""
         n = len(example_ids)

@@ -44,7 +44,7 @@ def test_soft_labels_move_and_a_cut_inside_an_epoch_changes_nothing(tmp_path: Pa
     cut_off(tmp_path / "cut", spec, 1)
 
     inside = newest(tmp_path / "cut")
-    assert (inside.loader["epoch"], inside.loader["batches_delivered"]) == (2, 19)
+    assert (inside.loader["epoch"], inside.loader["examples_delivered"]) == (2, 19 * spec.data.batch_size)
     soft_CC, sums_CC = inside.target["soft_CC"], inside.target["sums_CC"]
     torch.testing.assert_close(soft_CC.sum(dim=1), torch.ones(10, dtype=torch.float64))
     assert (soft_CC - INITIAL_CC).abs().max() > 0.1

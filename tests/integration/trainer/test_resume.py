@@ -81,7 +81,8 @@ def test_goes_on_bit_for_bit(
     cut_off(tmp_path / "cut", spec, 1)
     newest = checkpoint.newest_good([tmp_path / "cut"])
     assert newest is not None
-    assert checkpoint.load(newest).loader["batches_delivered"] == (0 if every_steps is None else 19)
+    expected = 0 if every_steps is None else 19 * spec.data.batch_size
+    assert checkpoint.load(newest).loader["examples_delivered"] == expected
     watcher = Watcher()
     train_alone(context_for(spec, tmp_path / "cut"), watcher)
 

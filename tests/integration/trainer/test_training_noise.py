@@ -120,7 +120,7 @@ def test_resuming_inside_an_epoch_is_exact(manifest: Path, tmp_path: Path) -> No
         loop.train(context_for(spec, tmp_path / "cut"), ALONE, CutInSecondEpoch())
     newest = checkpoint.newest_good([tmp_path / "cut"])
     assert newest is not None
-    assert checkpoint.load(newest).loader["batches_delivered"] == 19
+    assert checkpoint.load(newest).loader["examples_delivered"] == 19 * spec.data.batch_size
     train_alone(context_for(spec, tmp_path / "cut"))
     assert figures(tmp_path / "through") == figures(tmp_path / "cut")
     for name in published(tmp_path / "through"):

@@ -9,7 +9,7 @@ from trainer.checkpoint import Checkpoint, load, newest_good, save
 
 
 def checkpoint_at(step):
-    loader = {"digest": "d", "num_examples": 1, "batch_size": 1, "seed": 0, "epoch": 1, "batches_delivered": step}
+    loader = {"digest": "d", "order": "global", "seed": 0, "epoch": 1, "examples_delivered": step}
     empty = {field.name: {} for field in dataclasses.fields(Checkpoint)}
     return Checkpoint(**{**empty, "loader": loader, "step": step, "journal_bytes": 0})
 
