@@ -7,13 +7,12 @@ the shorter side: the same as resizing the shorter side to 256/224 of the image 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from data_pipeline.plan import keyed_bits
 
 AREA = (0.08, 1.0)
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
@@ -34,19 +33,21 @@ class Box(NamedTuple):
 
 def draws_for(seed: int, epoch: int, example_id: str) -> NDArray[np.float64]:
     """NUM_DRAWS uniforms in [0, 1) that depend on job seed, epoch and example alone: not on rank, thread or batch."""
-    bits = keyed_bits(f"augment/{seed}/{epoch}/{example_id}").random_raw(NUM_DRAWS)
-    return (bits >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
+    # A hash of any length is random bits too, and there sooner than a generator that is made to be used once.
+    hashed = hashlib.shake_128(f"augment/{seed}/{epoch}/{example_id}".encode()).digest(8 * NUM_DRAWS)
+    return (np.frombuffer(hashed, dtype="<u8") >> np.uint64(11)) * np.float64(2.0**-53)
 
 
 def random_box(draws: NDArray[np.float64], height: int, width: int) -> Box:
     """Random resized crop of a picture of this size."""
-    for area_draw, ratio_draw in draws[: 2 * TRIES].reshape(TRIES, 2).tolist():
+    *tries, top_draw, left_draw, _ = draws.tolist()
+    for area_draw, ratio_draw in zip(tries[::2], tries[1::2], strict=True):
         area = height * width * (AREA[0] + area_draw * (AREA[1] - AREA[0]))
         ratio = math.exp(LOG_RATIO[0] + ratio_draw * (LOG_RATIO[1] - LOG_RATIO[0]))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(draws[-3] * (height - box_height + 1))
-            left = int(draws[-2] * (width - box_width + 1))
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
             return Box(top, left, box_height, box_width)
     return _largest_within_ratios(height, width)
 
