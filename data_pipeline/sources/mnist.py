@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.sources.base import SourceExample, SplitName
+from data_pipeline.sources.hold_out import hold_out
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (
@@ -59,7 +60,11 @@ class Mnist:
             num_images, num_labels = len(self._images[part]), len(self._labels[part])
             if num_images != num_labels:
                 raise ValueError(f"{folder}: {part} has {num_images:,} pictures, but {num_labels:,} labels")
-        self._rows = _divide(len(self._labels["train"]), len(self._labels["test"]), num_val, val_seed)
+        train, val = hold_out(len(self._labels["train"]), num_val, val_seed)
+        test = list(range(len(self._labels["test"])))
+        self._rows: dict[SplitName, tuple[_Part, list[int]]] = {
+            "train": ("train", train), "val": ("train", val), "test": ("test", test),
+        }  # fmt: skip
         self.notes = (f"val: {num_val:,} training examples drawn by seed {val_seed}",) if num_val else ()
 
     def examples(self) -> Iterator[SourceExample]:
@@ -75,18 +80,6 @@ class Mnist:
         file = io.BytesIO()
         Image.fromarray(self._images[part][int(example.key)]).save(file, format="PNG")
         return file.getvalue()
-
-
-def _divide(num_train: int, num_test: int, num_val: int, val_seed: int) -> dict[SplitName, tuple[_Part, list[int]]]:
-    """Rows of the files that each split takes, ascending."""
-    if not 0 <= num_val < num_train:
-        raise ValueError(f"num_val {num_val} must be 0 to {num_train - 1}, the training examples less one")
-    shuffled = np.random.RandomState(val_seed).permutation(num_train)
-    return {
-        "train": ("train", sorted(shuffled[num_val:].tolist())),
-        "val": ("train", sorted(shuffled[:num_val].tolist())),
-        "test": ("test", list(range(num_test))),
-    }
 
 
 def _read_images(folder: Path, part: _Part) -> NDArray[np.uint8]:
