@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,11 +42,16 @@ class OpenFiles:
             if number in self._files:
                 _leave(self._files.pop(number))
 
-    def close(self) -> None:
-        """Close all files, those in use as soon as they are given back."""
+    def keep_only(self, numbers: Iterable[int]) -> None:
+        """Close the files of all other numbers."""
         with self._lock:
-            while self._files:
-                _leave(self._files.popitem()[1])
+            for number in self._files.keys() - set(numbers):
+                _leave(self._files.pop(number))
+
+    def close(self) -> None:
+        """Close all files, those in use as soon as they are given back; none is kept open from now on."""
+        self._max_open = 0
+        self.keep_only(())
 
     def _take(self, number: int) -> _File | None:
         with self._lock:

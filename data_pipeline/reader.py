@@ -48,15 +48,23 @@ class ShardReader:
         self._requests = ThreadPoolExecutor(NUM_REQUESTS, thread_name_prefix="hush-request")  # starts none until asked
         self._suspects: set[int] = set()
         """Shards whose bytes in the cache were not as the index says."""
+        self._prefetched: Sequence[int] = ()
         self._prefetcher = None if self._cache is None else Prefetcher(self._fetch)
         if self._cache is not None and sum(shard.size_bytes for shard in table.shard_files) <= self._cache.max_bytes:
-            # Each process begins elsewhere, so that those of one machine fetch different shards.
+            # All fit. Each process begins elsewhere, so that those of one machine fetch different shards.
             self.prefetch(np.random.default_rng(os.getpid()).permutation(len(table.shard_files)).tolist())
 
+    @property
+    def can_prefetch(self) -> bool:
+        """Whether shards are remote and there is a cache for them."""
+        return self._prefetcher is not None
+
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Bring these shards into the cache, the first ones first, in place of those asked for before; returns at once.
-        Shards used last are kept there: as many as there are open files."""
-        if self._prefetcher is not None:
+        """Bring these into the cache and keep them there, the first ones first, in place of those of the last call.
+        Returns at once; without a cache it does nothing."""
+        if self._prefetcher is not None and shards != self._prefetched:
+            self._prefetched = shards
+            self._files.keep_only(shards)
             self._prefetcher.want(shards)
 
     def read(self, row: int) -> bytes:
