@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypedDict
@@ -21,13 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline import crop, decode, plan
+from data_pipeline.batch_memory import BatchMemory
+from data_pipeline.cache import ShardCache
 from data_pipeline.errors import BadImageError, QuarantineLimitError
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable
+from data_pipeline.lookahead import Lookahead
 from data_pipeline.reader import ShardReader
 from data_pipeline.spec import DataSpec, Remainder
 
 PREFETCH_BATCHES = 3
 ROWS_PER_TASK = 8
+SHARDS_AHEAD = 4
+"""Shards that are fetched ahead where examples are read as listed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +103,9 @@ class Loader:
         seed: int,
         shuffle: bool,
         batch_size: int,
+        cache: ShardCache | None = None,
     ) -> None:
+        """`cache` keeps shards of remote data sets."""
         if not len(table):
             raise ValueError(f"split {table.split!r} has no examples to load")
         if batch_size % world_size:
@@ -119,9 +126,11 @@ class Loader:
             )
         self._epoch = self._examples_delivered = 0
         self._quarantine: dict[int, BadExample] = {}
-        self._reader = ShardReader(table)
+        self._reader = ShardReader(table, cache)
         decode.use_one_thread_per_call()
         self._of_thread = threading.local()
+        size = data_spec.image_size
+        self._memory = BatchMemory((batch_size // world_size, size, size, 3), max_idle=PREFETCH_BATCHES + 2)
         self._readers = ThreadPoolExecutor(1 + PREFETCH_BATCHES, thread_name_prefix="hush-reader")
         self._decoders = ThreadPoolExecutor(data_spec.num_threads, thread_name_prefix="hush-loader")
 
@@ -194,9 +203,11 @@ class Loader:
         pending: deque[_Pending] = deque()
         self._epoch, self._examples_delivered = epoch, start
         num_batches = plan.num_steps(self._epoch_size - start, self._batch_size, self._remainder)
+        fetch_ahead = self._fetch_ahead(order_M[start:])
         try:
             for number in range(num_batches + PREFETCH_BATCHES):
                 if number < num_batches:
+                    fetch_ahead(number)
                     pending.append(self._submit(order_M, epoch, start + number * self._batch_size))
                 if pending and (number >= num_batches or len(pending) > PREFETCH_BATCHES):
                     batch = self._finish(pending[0])
@@ -211,16 +222,27 @@ class Loader:
             return np.arange(len(self._table), dtype=np.int64)
         return plan.epoch_order(self._rows, self._spec, self._seed, epoch)
 
+    def _fetch_ahead(self, order_M: NDArray[np.int64]) -> Callable[[int], None]:
+        """What tells the reader, before batch `number` of this order, which shards come next. Where the order is global
+        it cannot: any shard may."""
+        if not self._reader.can_prefetch or (self._shuffle and self._spec.order == "global"):
+            return lambda _: None
+        table, size = self._table, self._batch_size // self._world_size
+        lookahead = Lookahead(table.shard_indices[order_M[self._rank :: self._world_size]])
+        num_shards = self._spec.window_shards if self._shuffle else SHARDS_AHEAD
+        num_rows = num_shards * len(table) // len(table.shard_files) // self._world_size + size
+        return lambda number: self._reader.prefetch(lookahead.shards(number * size, number * size + num_rows))
+
     def _submit(self, order_M: NDArray[np.int64], epoch: int, start: int) -> _Pending:
         """Lay out the batch that begins here, and let the threads fill in its pictures."""
-        table, size = self._table, self._spec.image_size
+        table = self._table
         rows_B = plan.rank_rows(
             order_M, start, batch_size=self._batch_size, rank=self._rank, world_size=self._world_size
         )
         padding_B = rows_B == plan.PADDING
         end = min(start + self._batch_size, self._epoch_size)
         batch = Batch(
-            images_BHWC=torch.empty((len(rows_B), size, size, 3), dtype=torch.uint8),
+            images_BHWC=torch.from_numpy(self._memory.lend()),
             given_labels_B=torch.from_numpy(np.where(padding_B, 0, table.given_labels[rows_B]).astype(np.int64)),
             clean_labels_B=torch.from_numpy(
                 np.where(padding_B, UNKNOWN_LABEL, table.clean_labels[rows_B]).astype(np.int64)
