@@ -1,7 +1,13 @@
-"""A raw data set -> shards, index files and manifest.
+"""A raw data set -> shards, index files and manifest, in a local folder or on S3.
 
-Everything is written and synced in a folder of its own inside OUT, then moved into place, the manifest last: a build
-that is killed leaves either the data set that was there or none, never half of one that looks whole.
+The examples of each shard are decided before a picture is read, so processes build shards in any order and the bytes
+are the same however many there are. The manifest is written last: without it there is no data set. A build that is
+killed leaves its finished shards, and notes on them in `.building/`; the next one by the same recipe keeps those that
+are whole and builds the others. (Pictures of the source that changed in between are not noticed in shards that are
+kept: to begin anew, delete `.building/`.)
+
+A data set of the same recipe that stands in OUT is built again and held against the new bytes, shard by shard: damage
+is repaired, and any other difference refused before anything is changed.
 """
 
 from __future__ import annotations
@@ -10,27 +16,29 @@ import dataclasses
 import fcntl
 import hashlib
 import os
-import re
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
+from pydantic import ValidationError
 
-from data_pipeline import decode, plan
-from data_pipeline.errors import BadImageError
-from data_pipeline.label_corruption import corrupt, transition_matrix
-from data_pipeline.manifest import MANIFEST_FILE, Manifest, Recipe, Shard, SkippedExample, Split
-from data_pipeline.shard_writer import ShardWriter
-from data_pipeline.sources.base import SPLITS, Source, SourceExample
+from data_pipeline.listing import Listing, Part, list_examples
+from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
+from data_pipeline.processes import map_unordered, num_usable_cpus
+from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
+from data_pipeline.shard_writer import INDEX_SUFFIX, SHARD_SUFFIX
+from data_pipeline.sources.base import Source
 from data_pipeline.spec import Corruption
-from data_pipeline.storage import sync_folder
+from data_pipeline.storage import LocalStorage, Storage, storage_for
 
-STAGING_DIR = ".building"
+NOTES_FILE = f"{BUILDING_DIR}/build.json"
+SCRATCH_DIR = "scratch"
 LOCK_FILE = ".lock"
-_EXAMPLE_ID = re.compile(r"[A-Za-z0-9_,=+@-]{1,80}")
+EXAMPLES_PER_PROCESS = 5000
+"""Fewer are not worth the second that it takes to start another process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,8 @@ class BuildOptions:
     """Label noise for the training split; clean labels are kept."""
     force: bool = False
     """Replace another data set that stands in OUT."""
+    num_processes: int | None = None
+    """None: as many as there are CPUs, fewer for a small data set. The bytes are the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,218 +75,167 @@ class BuildResult:
     """False: the same data set stood there already, byte for byte."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Listed:
-    """An example with its place in data-set order; `label` is the source's, before injected noise."""
+class _Notes(Record):
+    """What a build writes down before it changes anything."""
 
-    example: SourceExample
-    ordinal: int
-    label: int
+    files: tuple[RelativePath, ...]
+    """Files that this build may leave, and those of data sets and builds before it: swept up at the end, unless the
+    new data set has them."""
 
 
 def build(
-    source: Source, out: Path, options: BuildOptions, on_progress: Callable[[Progress], None] = lambda _: None
+    source: Source, out: str | Path, options: BuildOptions, on_progress: Callable[[Progress], None] = lambda _: None
 ) -> BuildResult:
-    """Build the data set into the folder `out`. ValueError if another one stands there, unless `options.force`."""
-    if options.shard_size < 1:
-        raise ValueError(f"shard_size {options.shard_size} must be at least 1")
-    listed, recipe = _list(source, options)
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        existing = _existing(out, force=options.force)
-        if existing is not None and existing.recipe != recipe and not options.force:
-            raise _other_data_set(out, existing)
-        staging = out / STAGING_DIR
-        shutil.rmtree(staging, ignore_errors=True)  # of a build that was killed: we hold the lock
-        staging.mkdir()
+    """Build the data set into a folder or `s3://bucket/prefix`; the source has to be picklable, for processes.
+
+    ValueError if another data set stands there, unless `options.force`.
+    """
+    for name, value in (("shard_size", options.shard_size), ("num_processes", options.num_processes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value} must be at least 1")
+    listing = list_examples(source, seed=options.seed, shard_size=options.shard_size, corruption=options.corruption)
+    storage = storage_for(out)
+    with _scratch(storage) as scratch:
+        standing = _standing(storage, listing, force=options.force)
+        if standing is None:
+            _begin(storage, listing)
+        builder = PartBuilder(
+            source=source,
+            out=storage.url,
+            scratch=scratch,
+            recipe_sha256=hashlib.sha256(listing.recipe.model_dump_json().encode()).hexdigest(),
+            standing=None if standing is None else {shard.path: shard for shard in _shards(standing)},
+        )
+        results = _build_parts(builder, listing, options.num_processes, on_progress)
+        manifest = _assemble(source, listing, [result.built for result in results]).at(storage)
+        if standing is not None and standing.digest != manifest.digest:
+            raise ValueError(other_data_set(storage.url, standing.name))
+        if standing is None:
+            storage.write(MANIFEST_FILE, manifest.to_bytes())
+        _sweep(storage, manifest)
+    return BuildResult(manifest, is_new=standing is None or any(result.is_new for result in results))
+
+
+def _standing(storage: Storage, listing: Listing, *, force: bool) -> Manifest | None:
+    """The data set to hold the new one against: one of the same recipe. With `force` there is none."""
+    if force or not storage.exists(MANIFEST_FILE):
+        return None
+    standing = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")
+    if standing.recipe != listing.recipe:
+        raise ValueError(other_data_set(storage.url, standing.name))
+    return standing
+
+
+def _begin(storage: Storage, listing: Listing) -> None:
+    """Note what may be left behind; then a data set that is to be replaced ceases to be one."""
+    files = {*_known_files(storage)}
+    for split in listing.examples:
+        for name in (listing.part_name(split, number) for number in range(listing.num_parts(split))):
+            files |= {f"{name}{SHARD_SUFFIX}", f"{name}{INDEX_SUFFIX}", record_path(name)}
+    storage.write(NOTES_FILE, _Notes(files=tuple(sorted(files))).model_dump_json().encode())
+    storage.delete(MANIFEST_FILE)
+
+
+def _known_files(storage: Storage) -> Iterator[str]:
+    """Files of an unfinished build, and of a data set that is to be replaced."""
+    with suppress(FileNotFoundError, ValidationError):
+        yield from _Notes.model_validate_json(storage.read(NOTES_FILE)).files
+    if storage.exists(MANIFEST_FILE):
         try:
-            manifest = _write(source, listed, recipe, staging, on_progress).at(out)
-            if existing is not None and existing.digest == manifest.digest and not existing.verify():
-                return BuildResult(manifest, is_new=False)
-            if existing is not None and existing.digest != manifest.digest and not options.force:
-                raise _other_data_set(out, existing)
-            _publish(staging, out, existing, manifest)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return BuildResult(manifest, is_new=True)
+            manifest = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")
+        except ValueError:
+            return  # whatever it was: nobody can say what belongs to it
+        yield from _files(manifest)
 
 
-def _list(source: Source, options: BuildOptions) -> tuple[dict[str, list[_Listed]], Recipe]:
-    """All examples by split in data-set order, labels as they will be given; checked."""
-    by_split: dict[str, list[SourceExample]] = {split: [] for split in SPLITS}
-    listing = hashlib.sha256(repr(source.classes).encode())
-    seen: set[str] = set()
-    num_classes = len(source.classes)
-    for example in source.examples():
-        if not _EXAMPLE_ID.fullmatch(example.example_id):
-            raise ValueError(f"example_id {example.example_id!r} must be 1 to 80 letters, digits or -_,+=@")
-        if example.example_id in seen:
-            raise ValueError(f"example_id {example.example_id!r} stands for more than one example of {source.name!r}")
-        if not 0 <= example.given_label < num_classes:
-            raise ValueError(f"{example.example_id}: label {example.given_label} must be 0 to {num_classes - 1}")
-        seen.add(example.example_id)
-        by_split[example.split].append(example)
-        listing.update(repr((example.example_id, example.split, example.given_label, example.clean_label)).encode())
-    recipe = Recipe(
-        source=source.name,
-        listing_sha256=listing.hexdigest(),
-        seed=options.seed,
-        shard_size=options.shard_size,
-        corruption=options.corruption,
-        transition_matrix=None if options.corruption is None else _matrix(options.corruption, num_classes),
-    )
-    listed = {
-        split: _with_noise(examples, num_classes, options.corruption if split == "train" else None)
-        for split, examples in by_split.items()
-    }
-    return listed, recipe
+def _build_parts(
+    builder: PartBuilder, listing: Listing, num_processes: int | None, on_progress: Callable[[Progress], None]
+) -> list[PartResult]:
+    """All parts, in the order of their names within their splits."""
+    num_examples = sum(map(len, listing.examples.values()))
+    num_parts = sum(map(listing.num_parts, listing.examples))
+    if num_processes is None:
+        num_processes = min(num_usable_cpus(), -(-num_examples // EXAMPLES_PER_PROCESS))
+    num_done: Counter[str] = Counter()
+
+    def count(part: Part, num_examples: int) -> None:
+        num_done[part.split] += num_examples
+        on_progress(Progress(part.split, num_done[part.split], len(listing.examples[part.split])))
+
+    with closing(map_unordered(builder, listing.parts(), min(num_processes, num_parts), count)) as results:
+        return sorted(results, key=lambda result: result.built.name)
 
 
-def _matrix(corruption: Corruption, num_classes: int) -> tuple[tuple[float, ...], ...]:
-    """As the manifest stores it."""
-    return tuple(tuple(row) for row in transition_matrix(corruption, num_classes).tolist())
-
-
-def _with_noise(examples: Sequence[SourceExample], num_classes: int, corruption: Corruption | None) -> list[_Listed]:
-    labels = np.array([example.given_label for example in examples], dtype=np.int64)
-    given = labels if corruption is None else corrupt(labels, num_classes, corruption)
-    return [
-        _Listed(dataclasses.replace(example, given_label=label), ordinal, example.given_label)
-        for ordinal, (example, label) in enumerate(zip(examples, given.tolist(), strict=True))
-    ]
-
-
-def _write(
-    source: Source,
-    listed: dict[str, list[_Listed]],
-    recipe: Recipe,
-    staging: Path,
-    on_progress: Callable[[Progress], None],
-) -> Manifest:
+def _assemble(source: Source, listing: Listing, parts: list[BuiltPart]) -> Manifest:
+    """The manifest; ValueError if a split has no picture that can be read."""
     splits: dict[str, Split] = {}
     skipped: list[SkippedExample] = []
-    for name, items in listed.items():
-        if not items and name != "train":
+    for name, examples in listing.examples.items():
+        if not examples and name != "train":
             continue  # a source need not have val or test
-        order = plan.permutation(f"{recipe.source}/{name}", recipe.seed, 0, len(items)).tolist()
-        with closing(_SplitWriter(source, staging, name, recipe.shard_size)) as writer:
-            for num_done, place in enumerate(order, start=1):
-                writer.add(items[place])
-                on_progress(Progress(name, num_done, len(items)))
-            splits[name] = writer.finish()
-        skipped += sorted(writer.skipped, key=lambda example: example.ordinal)
-    return Manifest(name=source.name, classes=source.classes, splits=splits, skipped=tuple(skipped), recipe=recipe)
-
-
-class _SplitWriter:
-    """Writes one split's shards one after the other, and counts."""
-
-    def __init__(self, source: Source, folder: Path, split: str, shard_size: int) -> None:
-        self._source, self._folder, self._split, self._shard_size = source, folder, split, shard_size
-        self._shards: list[Shard] = []
-        self._shard: ShardWriter | None = None
-        self._class_counts: Counter[int] = Counter()
-        self._num_clean_labels = 0
-        self.skipped: list[SkippedExample] = []
-
-    def add(self, item: _Listed) -> None:
-        """Read the image and append it; an image that cannot be read is listed in `skipped`."""
-        example = item.example
-        try:
-            data = self._source.read(example)
-            shape = decode.image_shape(data)
-        except (OSError, BadImageError) as error:
-            reason = (error.strerror or "read error") if isinstance(error, OSError) else str(error)
-            self.skipped.append(
-                SkippedExample(
-                    example_id=example.example_id,
-                    split=self._split,
-                    ordinal=item.ordinal,
-                    label=item.label,
-                    reason=reason,
-                )
-            )
-            return
-        if self._shard is None:
-            self._shard = ShardWriter(self._folder, f"{self._split}-{len(self._shards):06d}")
-        self._shard.add(example, item.ordinal, data, shape)
-        self._class_counts[example.given_label] += 1
-        self._num_clean_labels += example.clean_label is not None
-        if len(self._shard) == self._shard_size:
-            self._end_shard()
-
-    def finish(self) -> Split:
-        """End the last shard; ValueError if there was nothing to write."""
-        self._end_shard()
-        num_examples = sum(shard.num_examples for shard in self._shards)
-        if not num_examples:
-            first = f"; the first: {self.skipped[0].example_id}: {self.skipped[0].reason}" if self.skipped else ""
-            raise ValueError(
-                f"split {self._split!r} of {self._source.name!r}: none of its {len(self.skipped)} pictures"
-                f" can be read{first}"
-            )
-        return Split(
-            num_examples=num_examples,
-            num_listed=num_examples + len(self.skipped),
-            class_counts=tuple(self._class_counts[label] for label in range(len(self._source.classes))),
-            num_clean_labels=self._num_clean_labels,
-            shards=tuple(self._shards),
+        mine = [part for part in parts if part.split == name]
+        lost = sorted((example for part in mine for example in part.skipped), key=lambda example: example.ordinal)
+        if len(lost) == len(examples):
+            first = f"; the first: {lost[0].example_id}: {lost[0].reason}" if lost else ""
+            raise ValueError(f"split {name!r} of {source.name!r}: none of its {len(lost)} pictures can be read{first}")
+        splits[name] = Split(
+            num_examples=len(examples) - len(lost),
+            num_listed=len(examples),
+            class_counts=tuple(map(sum, zip(*(part.class_counts for part in mine), strict=True))),
+            num_clean_labels=sum(part.num_clean_labels for part in mine),
+            shards=tuple(part.shard for part in mine if part.shard is not None),
         )
-
-    def close(self) -> None:
-        """Leave an unfinished shard as it is."""
-        if self._shard is not None:
-            self._shard.close()
-
-    def _end_shard(self) -> None:
-        if self._shard is not None:
-            self._shards.append(self._shard.finish())
-            self._shard = None
+        skipped += lost
+    return Manifest(
+        name=source.name, classes=source.classes, splits=splits, skipped=tuple(skipped), recipe=listing.recipe
+    )
 
 
-def _publish(staging: Path, out: Path, existing: Manifest | None, manifest: Manifest) -> None:
-    """Move the new files into place. The old manifest goes first and the new one comes last."""
-    (out / MANIFEST_FILE).unlink(missing_ok=True)
-    sync_folder(out)
-    new = _files(manifest)
-    for path in new:
-        (staging / path).replace(out / path)
-    for path in set(_files(existing)) - set(new) if existing else ():
-        (out / path).unlink(missing_ok=True)
-    manifest.save(out)
+def _sweep(storage: Storage, manifest: Manifest) -> None:
+    """Delete what is no part of the data set: notes of the build, and shards that others left."""
+    for path in sorted({*_known_files(storage)} - set(_files(manifest))):
+        storage.delete(path)
+    storage.delete(NOTES_FILE)
+
+
+def _shards(manifest: Manifest) -> list[Shard]:
+    return [shard for split in manifest.splits.values() for shard in split.shards]
 
 
 def _files(manifest: Manifest) -> list[str]:
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    return [entry.path for shard in shards for entry in (shard, shard.index)]
-
-
-def _existing(out: Path, *, force: bool) -> Manifest | None:
-    if not (out / MANIFEST_FILE).exists():
-        return None
-    try:
-        return Manifest.load(out / MANIFEST_FILE)
-    except ValueError:
-        if force:
-            return None
-        raise
-
-
-def _other_data_set(out: Path, existing: Manifest) -> ValueError:
-    return ValueError(
-        f"{out} holds another build of data set {existing.name!r}; choose another folder, or --force to replace it"
-    )
+    return [entry.path for shard in _shards(manifest) for entry in (shard, shard.index)]
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _scratch(storage: Storage) -> Iterator[Path]:
+    """A local folder for shards that are being written. A local data set is locked meanwhile, and the folder lies in
+    it, so that shards need not be copied."""
+    if not isinstance(storage, LocalStorage):
+        with tempfile.TemporaryDirectory(prefix="hush-build-") as folder:
+            yield Path(folder)
+        return
+    Path(storage.url).mkdir(parents=True, exist_ok=True)
+    with _locked(storage):
+        scratch = storage.path(f"{BUILDING_DIR}/{SCRATCH_DIR}")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed: we hold the lock
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(OSError):
+                scratch.parent.rmdir()  # unless there are notes in it, for the next build
+
+
+@contextmanager
+def _locked(storage: LocalStorage) -> Iterator[None]:
     """Hold the folder; the lock ends with the process."""
-    descriptor = os.open(out / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(storage.path(LOCK_FILE), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{out} is being built by another process") from None
+            raise ValueError(f"{storage.url} is being built by another process") from None
         yield
     finally:
         os.close(descriptor)

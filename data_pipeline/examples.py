@@ -104,7 +104,7 @@ _NUMBERS = {
     "clean_label": ("clean_labels", np.int32),
 }
 """Column of the index -> column of the table, and its type there."""
-_NO_TEXT = pa.array([], pa.string())
+_NO_TEXT = pa.nulls(0, pa.string())
 _ROW_COLUMNS = ("shard_indices", "example_ids", *(column for column, _ in _NUMBERS.values()))
 
 

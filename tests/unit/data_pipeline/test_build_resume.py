@@ -1,0 +1,237 @@
+"""A build that is killed goes on: finished shards are kept, a torn one is written anew, and the bytes are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sample_data import build_clothing, build_digits
+
+from data_pipeline.build import BuildOptions, Progress, build
+from data_pipeline.check import check
+from data_pipeline.sources.base import SourceExample
+from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
+from data_pipeline.sources.digits import Digits
+
+OPTIONS = BuildOptions(shard_size=200, num_processes=1)
+KILLED_IN_VAL = f"""
+import os, pathlib, sys
+from data_pipeline.build import BuildOptions, build
+from data_pipeline.sources.digits import Digits
+def die(progress):
+    if progress.split == "val":
+        os.kill(os.getpid(), 9)
+build(Digits(), pathlib.Path(sys.argv[1]), {OPTIONS!r}, die)
+"""
+
+
+class CountedDigits(Digits):
+    """Remembers which pictures were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_ids: list[str] = []
+
+    def read(self, example: SourceExample) -> bytes:
+        self.read_ids.append(example.example_id)
+        return super().read(example)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    """What a build that nothing disturbs makes."""
+    folder = tmp_path_factory.mktemp("whole")
+    build(Digits(), folder, OPTIONS)
+    return content_of(folder)
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory) -> Path:
+    """Killed in its last split but one: seven shards of train are finished, one of val is not."""
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run([sys.executable, "-c", KILLED_IN_VAL, folder], check=False)
+    assert done.returncode == -9
+    assert not (folder / "manifest.json").exists()
+    assert {path.name for path in folder.glob("*.tar")} == {f"train-{number:06d}.tar" for number in range(7)}
+    return folder
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(killed_once, tmp_path / "killed"))
+
+
+def resume(out: Path, options: BuildOptions = OPTIONS) -> CountedDigits:
+    source = CountedDigits()
+    assert build(source, out, options).is_new
+    return source
+
+
+def test_finished_shards_are_kept(killed, whole):
+    assert len(resume(killed).read_ids) == 500
+    assert content_of(killed) == whole
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "index gone", "note torn", "note gone"])
+def test_a_torn_shard_is_written_anew(killed, whole, damage):
+    tar, note = killed / "train-000003.tar", killed / ".building" / "train-000003.json"
+    content = tar.read_bytes()
+    match damage:
+        case "cut":
+            tar.write_bytes(content[:-10240])
+        case "flipped":
+            tar.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
+        case "gone":
+            tar.unlink()
+        case "index gone":
+            (killed / "train-000003.index.arrow").unlink()
+        case "note torn":
+            note.write_bytes(note.read_bytes()[:50])
+        case "note gone":
+            note.unlink()
+    assert len(resume(killed).read_ids) == 500 + 200
+    assert content_of(killed) == whole
+
+
+def test_shards_of_another_recipe_are_not_kept_and_leave_nothing(killed, tmp_path_factory):
+    options = BuildOptions(shard_size=900, seed=5, num_processes=1)
+    assert len(resume(killed, options).read_ids) == 1797
+    other = tmp_path_factory.mktemp("other")
+    build(Digits(), other, options)
+    assert content_of(killed) == content_of(other)
+
+
+def test_pictures_that_were_away_are_asked_for_again(clothing, tmp_path):
+    lost, damaged = clothing.train[4], clothing.train[7]
+    picture = clothing.image(lost).read_bytes()
+    clothing.image(lost).unlink()
+    clothing.image(damaged).write_bytes(b"no picture")
+
+    def stop(progress: Progress) -> None:
+        if progress.split == "test":
+            raise KeyboardInterrupt
+
+    with Clothing1M(clothing.root) as source:
+        with pytest.raises(KeyboardInterrupt):
+            build(source, tmp_path / "out", BuildOptions(shard_size=8), stop)
+        clothing.image(lost).write_bytes(picture)
+        manifest = build(source, tmp_path / "out", BuildOptions(shard_size=8)).manifest
+    assert [example.example_id for example in manifest.skipped] == [example_id_of(damaged)[0]]
+    build_clothing(clothing, tmp_path / "at_once")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")
+
+
+def test_a_forced_build_that_is_killed_goes_on_and_leaves_nothing_of_the_old_set(killed, whole):
+    build_clothing_like = BuildOptions(shard_size=50, force=True)
+    build_digits(killed, build_clothing_like)
+    assert len(list(killed.glob("train-*.tar"))) == 26
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_VAL.replace("force=False", "force=True"), killed], check=False
+    )
+    assert done.returncode == -9
+    assert not (killed / "manifest.json").exists()
+    assert len(resume(killed).read_ids) == 500
+    assert content_of(killed) == whole
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path, whole):
+    told: dict[str, list[int]] = {}
+    options = BuildOptions(shard_size=200, num_processes=3)
+    result = build(
+        Digits(), tmp_path, options, lambda progress: told.setdefault(progress.split, []).append(progress.num_done)
+    )
+    assert result.is_new
+    assert content_of(tmp_path) == whole
+    assert {split: counts[-1] for split, counts in told.items()} == {"train": 1297, "val": 200, "test": 300}
+    assert all(counts == sorted(counts) for counts in told.values())
+
+
+class DeadlyDigits(Digits):
+    """Kills the process that reads one of its pictures."""
+
+    def read(self, example: SourceExample) -> bytes:
+        if example.example_id == "digit-1000":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(example)
+
+
+def test_a_process_that_is_killed_is_an_error_and_its_shard_is_built_later(tmp_path, whole):
+    with pytest.raises(ChildProcessError, match=r"process \d+ was killed by signal 9"):
+        build(DeadlyDigits(), tmp_path, BuildOptions(shard_size=200, num_processes=2))
+    assert multiprocessing.active_children() == []
+    assert not (tmp_path / "manifest.json").exists()
+    build(Digits(), tmp_path, OPTIONS)
+    assert content_of(tmp_path) == whole
+
+
+class OddDigits(Digits):
+    """One of its pictures breaks the program that reads it."""
+
+    def read(self, example: SourceExample) -> bytes:
+        if example.example_id == "digit-1000":
+            raise ValueError("digit-1000 is odd")
+        return super().read(example)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_an_error_in_a_process_is_raised_here(tmp_path, num_processes):
+    with pytest.raises(ValueError, match="digit-1000 is odd"):
+        build(OddDigits(), tmp_path, BuildOptions(shard_size=200, num_processes=num_processes))
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    code = """
+import pathlib, sys
+from data_pipeline.build import BuildOptions, build
+from data_pipeline.sources.digits import Digits
+if __name__ == "__main__":
+    build(Digits(), pathlib.Path(sys.argv[1]), BuildOptions(shard_size=10, num_processes=2), print)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, script, tmp_path / "out"], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline()  # they are at work
+        children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert check(build_digits(tmp_path / "out")) == []
+
+
+def test_ctrl_c_ends_a_build_in_processes_without_noise(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "data", "build", "digits", str(tmp_path), "--shard-size", "1",
+         "--processes", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as parent:  # fmt: skip
+        while not list(tmp_path.glob("train-*.tar")):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        os.killpg(parent.pid, signal.SIGINT)
+        _, errors = parent.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert parent.returncode == 130
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("shard_size", BuildOptions(shard_size=0)), ("num_processes", BuildOptions(num_processes=0)),
+])  # fmt: skip
+def test_options_that_cannot_be_are_refused(tmp_path, name, options):
+    with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
+        build(Digits(), tmp_path, options)
