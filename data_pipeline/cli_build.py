@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,17 +21,24 @@ app = typer.Typer(
     help="Make shards and a manifest.json from a raw data set. Building twice gives the same bytes.",
 )
 
-Out = Annotated[Path, typer.Argument(help="Folder to write: shards, index files and manifest.json.")]
+Out = Annotated[
+    str, typer.Argument(help="Folder or s3://bucket/prefix to write: shards, index files and manifest.json.")
+]
 CorruptionOption = Annotated[
     str | None,
     typer.Option(
         "--corruption",
-        metavar="KIND:RATE",
-        help="Inject label noise into the training split, e.g. pairflip:0.3 or symmetric:0.4; clean labels are kept.",
+        metavar="KIND:LEVEL",
+        help="Inject label noise into train: symmetric:RATE, pairflip:RATE or class_dependent:K,BETA;"
+        " clean labels are kept.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order in the shards and of injected noise.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Most examples a shard.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that build shards; else one a CPU, fewer for small sets. Same bytes."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace another data set that stands in OUT.")]
 
 
@@ -46,6 +54,7 @@ def build_clothing1m(
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
+    processes: Processes = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +67,7 @@ def build_clothing1m(
     from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
 
     with one_line_errors(), Clothing1M(src, name, only_original=only_original) as source:
-        _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
 
 
 @app.command("digits")
@@ -68,6 +77,7 @@ def build_digits(
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
+    processes: Processes = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +88,80 @@ def build_digits(
     from data_pipeline.sources.digits import Digits  # noqa: PLC0415 -- scikit-learn takes a second to import
 
     with one_line_errors():
-        _build(Digits(), out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+        _build(Digits(), out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+
+
+NumVal = Annotated[int, typer.Option(min=0, help="Training examples to hold out as val.")]
+ValSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed that draws them.")]
+
+
+class CifarLabels(StrEnum):
+    """Which labels of CIFAR-100 to take."""
+
+    FINE = "fine"
+    COARSE = "coarse"
+
+
+@app.command("cifar")
+def build_cifar(
+    src: Annotated[Path, typer.Argument(help="Folder with CIFAR-10 or CIFAR-100, unpacked: python or binary form.")],
+    out: Out,
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; cifar10 or cifar100 by default.")] = None,
+    labels: Annotated[CifarLabels, typer.Option(help="CIFAR-100's 100 classes, or its 20 superclasses.")] = (
+        CifarLabels.FINE
+    ),
+    num_val: NumVal = 0,
+    val_seed: ValSeed = 0,
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    processes: Processes = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from CIFAR-10 or CIFAR-100, whichever lies in SRC. The python form is read without unpickling it.
+
+    With the same seed, symmetric and pairflip labels are those of Co-teaching+.
+
+    Example: hush data build cifar ~/cifar-100-python data/cifar100 --corruption pairflip:0.2
+    """
+    from data_pipeline.sources.cifar import Cifar  # noqa: PLC0415 -- numpy, Pillow
+
+    with one_line_errors():
+        source = Cifar(src, name, labels=labels.value, num_val=num_val, val_seed=val_seed)
+        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+
+
+@app.command("image-folder")
+def build_image_folder(
+    src: Annotated[Path, typer.Argument(help="Folder with train/CLASS/…, val/CLASS/…, test/CLASS/…, or CLASS/….")],
+    out: Out,
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; the folder's by default.")] = None,
+    are_clean: Annotated[
+        bool, typer.Option("--are-clean", help="The folders are right: keep them as clean labels too.")
+    ] = False,
+    num_val: NumVal = 0,
+    val_seed: ValSeed = 0,
+    corruption: CorruptionOption = None,
+    seed: Seed = 0,
+    shard_size: ShardSize = 2000,
+    processes: Processes = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build from a folder of pictures for each class, as torchvision's ImageFolder reads it.
+
+    Say --are-clean before injecting noise into right labels: else what they were is not kept.
+
+    Example: hush data build image-folder ~/pets data/pets --num-val 500
+    """
+    from data_pipeline.sources.image_folder import ImageFolder  # noqa: PLC0415 -- only this command needs it
+
+    with one_line_errors():
+        source = ImageFolder(src, name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)
+        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
 
 
 @app.command("mnist")
@@ -90,11 +173,12 @@ def build_mnist(
     classes: Annotated[
         str, typer.Option(metavar="digits|fashion|NAME,NAME,…", help="Names of the classes, in label order.")
     ] = "digits",
-    num_val: Annotated[int, typer.Option(min=0, help="Training examples to hold out as val.")] = 0,
-    val_seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed that draws them.")] = 0,
+    num_val: NumVal = 0,
+    val_seed: ValSeed = 0,
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
+    processes: Processes = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,22 +192,27 @@ def build_mnist(
 
     with one_line_errors():
         source = Mnist(src, name, _class_names(classes), num_val=num_val, val_seed=val_seed)
-        _build(source, out, _options(corruption, seed, shard_size, force=force), as_json=as_json)
+        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
 
 
 def parse_corruption(text: str, seed: int) -> Corruption:
-    """`pairflip:0.3` -> PairflipCorruption(rate=0.3)."""
+    """`pairflip:0.3` -> PairflipCorruption(rate=0.3); `class_dependent:0.1,0.05` -> k=0.1, beta=0.05."""
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 -- when needed
 
     from data_pipeline.spec import Corruption  # noqa: PLC0415 -- when needed
 
-    kind, _, rate = text.partition(":")
+    kind, _, levels = text.partition(":")
+    names = ("k", "beta") if kind == "class_dependent" else ("rate",)
+    values = levels.split(",")
     adapter: TypeAdapter[Corruption] = TypeAdapter(Corruption)
     try:
-        return adapter.validate_python({"kind": kind, "rate": rate, "seed": seed})
-    except ValidationError:
+        if len(values) != len(names):
+            raise ValueError("another number of levels")
+        return adapter.validate_python({"kind": kind, "seed": seed, **dict(zip(names, values, strict=True))})
+    except (ValidationError, ValueError):
         raise ValueError(
-            f"--corruption {text!r} must be KIND:RATE, KIND symmetric or pairflip, RATE above 0 and below 1"
+            f"--corruption {text!r} must be symmetric:RATE or pairflip:RATE, RATE above 0 and below 1, or"
+            " class_dependent:K,BETA, K from 0 and BETA above 0, both below 1"
         ) from None
 
 
@@ -138,7 +227,7 @@ def _class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _options(corruption: str | None, seed: int, shard_size: int, *, force: bool) -> BuildOptions:
+def _options(corruption: str | None, seed: int, shard_size: int, processes: int | None, *, force: bool) -> BuildOptions:
     from data_pipeline.build import BuildOptions  # noqa: PLC0415 -- OpenCV and Arrow
 
     return BuildOptions(
@@ -146,10 +235,11 @@ def _options(corruption: str | None, seed: int, shard_size: int, *, force: bool)
         shard_size=shard_size,
         corruption=None if corruption is None else parse_corruption(corruption, seed),
         force=force,
+        num_processes=processes,
     )
 
 
-def _build(source: Source, out: Path, options: BuildOptions, *, as_json: bool) -> None:
+def _build(source: Source, out: str, options: BuildOptions, *, as_json: bool) -> None:
     from rich.console import Console  # noqa: PLC0415 -- when needed
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
     from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed

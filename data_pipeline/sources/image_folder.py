@@ -4,8 +4,8 @@
     <class>/…/<file>          everything is train
 
 Classes are the class folders of all splits, by name. Files are pictures by their suffix (`SUFFIXES`); others are
-counted in the notes. Links to files are followed, links to folders only where they stand for a split or a class. Without
-a val/, `num_val` training examples, drawn by `val_seed`, become val.
+counted in the notes. Links to files are followed, links to folders only where they stand for a split or a class.
+Without a val/, `num_val` training examples, drawn by `val_seed`, become val.
 
 Whether the folders are right is for whoever builds to say: with `are_clean` an example's folder is its clean label too.
 
