@@ -95,6 +95,8 @@ def split_url(url: str | Path) -> tuple[str, str]:
 
 def inside(path: str) -> str:
     """The path itself; ValueError if it is not relative, or leads out of the root."""
+    if (match := _SCHEME.match(path)) is not None:
+        raise ValueError(f"path {path!r}: {match[1]}: is not read inside a data set; its files lie beside its manifest")
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
         raise ValueError(f"path {path!r} must be relative and stay inside the data set's folder")

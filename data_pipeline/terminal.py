@@ -18,11 +18,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 
 def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) -> None:
-    path = manifest.root / "manifest.json"
     if as_json:
         splits = {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()}
         skipped = [example.model_dump() for example in manifest.skipped]
-        summary = {"name": manifest.name, "manifest": str(path), "digest": manifest.digest, "splits": splits}
+        summary = {"name": manifest.name, "manifest": manifest.url, "digest": manifest.digest, "splits": splits}
         typer.echo(json.dumps({**summary, "skipped": skipped, "notes": notes}))
         return
     from rich.console import Console  # noqa: PLC0415 -- when needed
@@ -43,7 +42,7 @@ def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) 
         console.print(f"… and {len(manifest.skipped) - 10:,} more; all stand in the manifest under `skipped`")
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
-    console.print(f"manifest {path}\ndigest   {manifest.digest}", markup=False, soft_wrap=True)
+    console.print(f"manifest {manifest.url}\ndigest   {manifest.digest}", markup=False, soft_wrap=True)
 
 
 @contextmanager

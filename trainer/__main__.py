@@ -10,6 +10,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from data_pipeline.cache import cache_from
+from data_pipeline.errors import QuarantineLimitError, StorageError
 from data_pipeline.manifest import Manifest
 from trainer.run_schema import ATTEMPT_FILE, JOURNAL_FILE, AttemptContext
 from trainer.spec import JobSpec
@@ -43,13 +45,16 @@ def main(argv: list[str] | None = None) -> int:
         run_dir = arguments.run_dir or Path("runs") / spec.name
         _check_run_dir(run_dir, resume=arguments.resume)
         Manifest.load(spec.data.manifest)
+        cache = cache_from(os.environ)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(error, file=sys.stderr)
+        return 1
     # From here on seconds of imports: whoever mistyped need not wait for them.
     import torch  # noqa: PLC0415
 
-    from data_pipeline.errors import QuarantineLimitError  # noqa: PLC0415
     from trainer.attempt import run_attempt  # noqa: PLC0415
     from trainer.errors import TrainingFailedError  # noqa: PLC0415
     from trainer.ranks import joined_ranks  # noqa: PLC0415
@@ -67,11 +72,11 @@ def main(argv: list[str] | None = None) -> int:
         with joined_ranks(use_gpu=spec.resources.gpus_per_worker > 0) as ranks:
             if ranks.is_main:
                 _prepare_run_dir(run_dir, context)
-            result = run_attempt(context, ranks)
+            result = run_attempt(context, ranks, cache=cache)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    except (TrainingFailedError, QuarantineLimitError) as error:
+    except (TrainingFailedError, QuarantineLimitError, StorageError) as error:
         print(error, file=sys.stderr)
         return 1
     if ranks.is_main:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
+from data_pipeline.cache import ShardCache
 from trainer import loop
 from trainer.console import ConsoleSupervisor
 from trainer.heartbeat import HeartbeatSupervisor
@@ -42,15 +43,19 @@ class _Watchers:
 
 
 def run_attempt(
-    context: AttemptContext, ranks: Ranks, on_epoch: Callable[[EpochSummary], None] | None = None
+    context: AttemptContext,
+    ranks: Ranks,
+    on_epoch: Callable[[EpochSummary], None] | None = None,
+    cache: ShardCache | None = None,
 ) -> AttemptResult:
-    """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each."""
+    """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each. `cache`
+    is this machine's, for data that lies elsewhere."""
     if not ranks.is_main:
-        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch))
+        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch), cache)
     with ExitStack() as stack:
         replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
         watcher = stack.enter_context(_watcher(context, replica))
-        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch))
+        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch), cache)
         if replica is not None:
             replica.finish(result.outcome)
             run = replica.run()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.cache import ShardCache
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable, open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
@@ -39,7 +40,7 @@ class JobData:
 
 
 @contextmanager
-def open_data(spec: JobSpec, ranks: Ranks) -> Iterator[JobData]:
+def open_data(spec: JobSpec, ranks: Ranks, cache: ShardCache | None = None) -> Iterator[JobData]:
     """Open what the manifest lists; ValueError if nothing is to train on or the batch does not split."""
     manifest = Manifest.load(spec.data.manifest)
     with ExitStack() as stack:
@@ -55,6 +56,7 @@ def open_data(spec: JobSpec, ranks: Ranks) -> Iterator[JobData]:
                 seed=spec.seed,
                 shuffle=shuffle,
                 batch_size=spec.data.batch_size,
+                cache=cache,
             )
             return Part(table, stack.enter_context(loader))
 

@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 
 from data_pipeline.augment import to_model_input
+from data_pipeline.cache import ShardCache
 from data_pipeline.errors import QuarantineLimitError
 from data_pipeline.loader import Batch
 from trainer.errors import diverged
@@ -35,12 +36,15 @@ MAX_POINTS_PER_EPOCH = 20
 MIN_STEPS_PER_POINT = 50
 
 
-def train(context: AttemptContext, ranks: Ranks, supervisor: Supervisor) -> AttemptResult:
+def train(
+    context: AttemptContext, ranks: Ranks, supervisor: Supervisor, cache: ShardCache | None = None
+) -> AttemptResult:
     """Train a job to its end, or until the supervisor asks to stop; called by all ranks alike.
 
-    The run folder then holds everything but the result itself, which the caller publishes as the last file.
+    The run folder then holds everything but the result itself, which the caller publishes as the last file. `cache` is
+    this machine's, for data that lies elsewhere.
     """
-    with open_data(context.spec, ranks) as data:
+    with open_data(context.spec, ranks, cache) as data:
         run = build_run(context, ranks, data, supervisor)
         run.pulse.enter("starting", epoch=0, step=0)
         position = resume(run)

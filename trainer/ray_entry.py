@@ -12,6 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from data_pipeline.cache import cache_from
 from data_pipeline.errors import QuarantineLimitError
 from trainer.atomic_file import write_atomically
 from trainer.errors import TrainingFailedError
@@ -52,7 +53,7 @@ def train_rank(config: dict[str, str]) -> None:
     torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     try:
         with joined_ranks(use_gpu=resources.gpus_per_worker > 0) as ranks:
-            run_attempt(context, ranks, on_epoch=report)
+            run_attempt(context, ranks, on_epoch=report, cache=cache_from(os.environ))
     except (ValueError, TrainingFailedError, QuarantineLimitError) as error:
         write_atomically(failure, f"{traceback.format_exc()}\n{error}\n".encode())
         raise
