@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from data_pipeline.listing import Listing, Part, list_examples
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
-from data_pipeline.processes import map_unordered, num_usable_cpus
+from data_pipeline.processes import map_unordered, sensible_num_processes
 from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
 from data_pipeline.shard_writer import INDEX_SUFFIX, SHARD_SUFFIX
 from data_pipeline.sources.base import Source
@@ -37,8 +37,6 @@ from data_pipeline.storage import LocalStorage, Storage, storage_for
 NOTES_FILE = f"{BUILDING_DIR}/build.json"
 SCRATCH_DIR = "scratch"
 LOCK_FILE = ".lock"
-EXAMPLES_PER_PROCESS = 5000
-"""Fewer are not worth the second that it takes to start another process."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +109,7 @@ def build(
         if standing is not None and standing.digest != manifest.digest:
             raise ValueError(other_data_set(storage.url, standing.name))
         if standing is None:
-            storage.write(MANIFEST_FILE, manifest.to_bytes())
+            manifest.save(storage)
         _sweep(storage, manifest)
     return BuildResult(manifest, is_new=standing is None or any(result.is_new for result in results))
 
@@ -152,10 +150,9 @@ def _build_parts(
     builder: PartBuilder, listing: Listing, num_processes: int | None, on_progress: Callable[[Progress], None]
 ) -> list[PartResult]:
     """All parts, in the order of their names within their splits."""
-    num_examples = sum(map(len, listing.examples.values()))
     num_parts = sum(map(listing.num_parts, listing.examples))
     if num_processes is None:
-        num_processes = min(num_usable_cpus(), -(-num_examples // EXAMPLES_PER_PROCESS))
+        num_processes = sensible_num_processes(sum(map(len, listing.examples.values())))
     num_done: Counter[str] = Counter()
 
     def count(part: Part, num_examples: int) -> None:

@@ -21,7 +21,7 @@ from data_pipeline import decode
 from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
 from data_pipeline.manifest import FileEntry, Manifest, Shard, Split
-from data_pipeline.processes import OnStep, map_unordered
+from data_pipeline.processes import OnStep, map_unordered, sensible_num_processes
 from data_pipeline.storage import Storage, storage_for
 
 READ_BYTES = 8 << 20
@@ -47,15 +47,18 @@ def check(
     manifest: Manifest,
     *,
     decode_pictures: bool = False,
-    num_processes: int = 1,
+    num_processes: int | None = None,
     on_step: OnStep = lambda _: None,
 ) -> list[Problem]:
     """All problems, in the manifest's order; `on_step` is told of examples checked. StorageError if it is away."""
     tasks = [_Task(name, shard) for name, split in manifest.splits.items() for shard in split.shards]
     checker = _ShardChecker(manifest.storage.url, len(manifest.classes), decode_pictures=decode_pictures)
 
-    num_processes = min(num_processes, len(tasks))
-    with closing(map_unordered(checker, tasks, num_processes, lambda _, count: on_step(count))) as results:
+    if num_processes is None:
+        num_processes = sensible_num_processes(sum(split.num_examples for split in manifest.splits.values()))
+    with closing(
+        map_unordered(checker, tasks, min(num_processes, len(tasks)), lambda _, count: on_step(count))
+    ) as results:
         reports = {report.shard: report for report in results}
     in_order = [reports[task.shard.path] for task in tasks]
     problems = [problem for report in in_order for problem in report.problems]

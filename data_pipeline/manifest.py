@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -17,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from data_pipeline.errors import StorageError
 from data_pipeline.spec import Corruption
-from data_pipeline.storage import LocalStorage, Storage, inside, split_url, storage_for, sync_folder
+from data_pipeline.storage import LocalStorage, Storage, inside, split_url, storage_for
 
 MANIFEST_FILE = "manifest.json"
 
@@ -174,43 +173,12 @@ class Manifest(Record):
         """sha256 of `manifest.json`: through the shards' checksums it names every byte of the data set."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
-    def save(self, folder: Path) -> None:
-        """Write `manifest.json` into the folder, atomically."""
-        temporary = folder / f".{MANIFEST_FILE}.part"
-        with temporary.open("wb") as file:
-            file.write(self.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST_FILE)
-        sync_folder(folder)
+    def save(self, place: Path | Storage) -> None:
+        """Write `manifest.json` into a folder or storage: all of it or nothing."""
+        self.at(place).storage.write(MANIFEST_FILE, self.to_bytes())
 
     def split(self, name: str) -> Split:
         """The split of this name; a ValueError names those there are."""
         if name not in self.splits:
             raise ValueError(f"split {name!r} is not in data set {self.name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
-
-    def verify(self) -> list[str]:
-        """Read every file of the data set; one line for each that is missing or differs from the manifest."""
-        shards = [shard for split in self.splits.values() for shard in split.shards]
-        files: list[FileEntry] = [entry for shard in shards for entry in (shard, shard.index)]
-        return [problem for entry in files if (problem := _problem(self.root, entry))]
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _problem(root: Path, entry: FileEntry) -> str | None:
-    path = root / entry.path
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes != entry.size_bytes:
-            return f"{entry.path}: {size_bytes} bytes, the manifest says {entry.size_bytes}"
-        if file_sha256(path) != entry.sha256:
-            return f"{entry.path}: its content differs from the manifest's sha256"
-    except OSError as error:
-        return f"{entry.path}: {error.strerror}"
-    return None

@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 Task_contra = TypeVar("Task_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
+EXAMPLES_PER_PROCESS = 5000
+"""Take about as long as the start of a process: two seconds."""
+
 OnStep = Callable[[int], None]
 """Told how many examples have been dealt with since it was told last."""
 
@@ -44,9 +47,9 @@ class _Worker:
     connection: Connection
 
 
-def num_usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
+def sensible_num_processes(num_examples: int) -> int:
+    """One for each CPU that we may use; fewer where starting them would cost more than it saves."""
+    return max(1, min(len(os.sched_getaffinity(0)), num_examples // EXAMPLES_PER_PROCESS))
 
 
 def map_unordered(

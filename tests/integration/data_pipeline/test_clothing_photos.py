@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.build import BuildOptions, build
+from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
@@ -57,7 +58,7 @@ def test_sizes_labels_and_bytes(photos):
 def test_building_twice_gives_the_same_checksums(photos, tmp_path):
     again = build_photos(tmp_path)
     assert again.to_bytes() == photos.to_bytes()
-    assert again.verify() == []
+    assert check(again) == []
 
 
 def test_every_photograph_decodes(photos):

@@ -14,6 +14,7 @@ import webdataset
 from sample_data import build_clothing, build_digits, make_tar
 
 from data_pipeline.build import BuildOptions, build
+from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.label_corruption import corrupt
 from data_pipeline.manifest import Manifest
@@ -121,8 +122,8 @@ def test_building_into_the_same_folder_again_changes_nothing(clothing, tmp_path)
 def test_building_again_repairs_a_damaged_shard(clothing, tmp_path):
     manifest = build_clothing(clothing, tmp_path / "out")
     (tmp_path / "out" / "val-000000.tar").write_bytes(b"damaged")
-    assert manifest.verify()
-    assert build_clothing(clothing, tmp_path / "out").verify() == []
+    assert check(manifest)
+    assert check(build_clothing(clothing, tmp_path / "out")) == []
 
 
 def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
@@ -134,7 +135,7 @@ def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
     assert content_of(out) == before
     with Clothing1M(clothing.root) as source:
         manifest = build(source, out, BuildOptions(force=True)).manifest
-    assert manifest.verify() == []
+    assert check(manifest) == []
     assert {path.name for path in out.glob("*.tar")} == {"train-000000.tar", "val-000000.tar", "test-000000.tar"}
 
 
@@ -143,9 +144,9 @@ def test_changed_pictures_under_unchanged_lists_are_another_data_set(clothing, t
     clothing.image(clothing.val[0]).write_bytes(clothing.image(clothing.val[3]).read_bytes())
     with pytest.raises(ValueError, match="holds another build"):
         build_clothing(clothing, tmp_path / "out")
-    assert before.verify() == []
+    assert check(before) == []
     replaced = build_clothing(clothing, tmp_path / "out", BuildOptions(shard_size=8, force=True))
-    assert replaced.verify() == []
+    assert check(replaced) == []
     assert replaced.digest != before.digest
 
 
@@ -155,7 +156,7 @@ def test_a_broken_manifest_is_only_replaced_by_force(clothing, tmp_path):
     (out / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="no data set manifest"):
         build_clothing(clothing, out)
-    assert build_clothing(clothing, out, BuildOptions(force=True)).verify() == []
+    assert check(build_clothing(clothing, out, BuildOptions(force=True))) == []
 
 
 def test_missing_and_unreadable_pictures_are_listed(clothing, tmp_path):

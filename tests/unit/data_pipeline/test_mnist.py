@@ -11,6 +11,7 @@ from sample_data import idx_arrays, idx_file
 
 from data_pipeline import decode
 from data_pipeline.build import BuildOptions, build
+from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
@@ -85,7 +86,7 @@ def test_noise_goes_into_train_only_and_everything_reads_back(idx_folder, tmp_pa
 def test_no_val_is_no_split(idx_folder, tmp_path):
     manifest = build(Mnist(idx_folder), tmp_path / "out", BuildOptions()).manifest
     assert {name: split.num_examples for name, split in manifest.splits.items()} == {"train": 40, "test": 12}
-    assert Manifest.load(tmp_path / "out" / "manifest.json").verify() == []
+    assert check(Manifest.load(tmp_path / "out" / "manifest.json")) == []
 
 
 def cut(data: bytes) -> bytes:
