@@ -19,10 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
-        splits = {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()}
-        skipped = [example.model_dump() for example in manifest.skipped]
-        summary = {"name": manifest.name, "manifest": manifest.url, "digest": manifest.digest, "splits": splits}
-        typer.echo(json.dumps({**summary, "skipped": skipped, "notes": notes}))
+        typer.echo(json.dumps({**summary_json(manifest), "notes": notes}))
         return
     from rich.console import Console  # noqa: PLC0415 -- when needed
     from rich.table import Table  # noqa: PLC0415 -- when needed
@@ -43,6 +40,20 @@ def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) 
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"manifest {manifest.url}\ndigest   {manifest.digest}", markup=False, soft_wrap=True)
+
+
+def summary_json(manifest: Manifest) -> dict[str, object]:
+    """What the manifest says, without the single shards."""
+    return {
+        "name": manifest.name,
+        "manifest": manifest.url,
+        "digest": manifest.digest,
+        "classes": manifest.classes,
+        "splits": {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()},
+        "corruption": None if manifest.recipe.corruption is None else manifest.recipe.corruption.model_dump(),
+        "transition_matrix": manifest.recipe.transition_matrix,
+        "skipped": [example.model_dump() for example in manifest.skipped],
+    }
 
 
 @contextmanager

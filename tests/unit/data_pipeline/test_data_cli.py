@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from sample_data import make_tar
+from cifar_files import make_cifar100_python
+from sample_data import encoded, make_tar, photo
 from typer.testing import CliRunner
 
 from data_pipeline.cli import app
 from data_pipeline.cli_build import parse_corruption
 from data_pipeline.manifest import Manifest
-from data_pipeline.spec import PairflipCorruption
+from data_pipeline.spec import ClassDependentCorruption, PairflipCorruption, SymmetricCorruption
 
 
 def run(*arguments):
@@ -36,7 +38,9 @@ def test_build_digits_and_look_at_them(tmp_path):
     (tmp_path / "val-000000.tar").write_bytes(b"")
     checked = run("check", tmp_path / "manifest.json", "--json")
     assert checked.exit_code == 1
-    assert json.loads(checked.stdout)["problems"][0].startswith("val-000000.tar: 0 bytes")
+    problem = json.loads(checked.stdout)["problems"][0]
+    assert (problem["file"], problem["example_id"]) == ("val-000000.tar", None)
+    assert problem["reason"].startswith("0 bytes, the manifest says")
 
 
 def test_build_mnist_with_classes_and_val(idx_folder, tmp_path):
@@ -76,7 +80,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path):
     for arguments, message in [
         (("build", "clothing1m", tmp_path / "no", tmp_path / "out"), "there is no such folder or tar file"),
         (("build", "digits", tmp_path / "digits", "--seed", 1), "holds another build of data set 'digits'"),
-        (("build", "digits", tmp_path / "out", "--corruption", "pairflip"), "must be KIND:RATE"),
+        (("build", "digits", tmp_path / "out", "--corruption", "pairflip"), "must be symmetric:RATE"),
         (("build", "digits", tmp_path / "digits" / "manifest.json"), "File exists"),
         (("show", tmp_path / "manifest.json"), "there is no such file"),
     ]:
@@ -87,11 +91,54 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "pairflip", "pairflip:", "pairflip:1", "pairflip:0", "pairflip:nan", "unknown:0.1"]
+    ("text", "corruption"),
+    [
+        ("symmetric:0.4", SymmetricCorruption(rate=0.4, seed=9)),
+        ("pairflip:0.25", PairflipCorruption(rate=0.25, seed=9)),
+        ("class_dependent:0.1,0.05", ClassDependentCorruption(k=0.1, beta=0.05, seed=9)),
+    ],
 )
+def test_corruption_on_the_command_line(text, corruption):
+    assert parse_corruption(text, 9) == corruption
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "pairflip", "pairflip:", "pairflip:1", "pairflip:0", "pairflip:nan", "pairflip:0.1,0.2", "unknown:0.1",
+        "class_dependent:0.1", "class_dependent:0.1,0", "class_dependent:1,0.1", "class_dependent:0.1,0.1,0.1",
+    ],
+)  # fmt: skip
 def test_bad_corruption_says_what_is_allowed(text):
-    with pytest.raises(ValueError, match="KIND symmetric or pairflip, RATE above 0 and below 1"):
+    with pytest.raises(ValueError, match=r"must be symmetric:RATE or pairflip:RATE.* or class_dependent:K,BETA"):
         parse_corruption(text, 0)
+
+
+def test_build_cifar_with_coarse_labels(tmp_path):
+    raw = make_cifar100_python(tmp_path / "raw")
+    options = ("--labels", "coarse", "--num-val", 2, "--corruption", "class_dependent:0.1,0.2", "--json")
+    summary = json.loads(run("build", "cifar", raw, tmp_path / "out", *options).stdout)
+    manifest = Manifest.load(summary["manifest"])
+    assert (manifest.name, manifest.classes) == ("cifar100", ("machine", "animal"))
+    assert {name: split.num_examples for name, split in manifest.splits.items()} == {"train": 5, "val": 2, "test": 5}
+    assert manifest.recipe.corruption == ClassDependentCorruption(k=0.1, beta=0.2)
+    assert np.allclose(manifest.recipe.transition_matrix, [[0.7, 0.3], [0.5, 0.5]])
+    refused = run("build", "cifar", tmp_path, tmp_path / "refused")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    too_much = run("build", "cifar", raw, tmp_path / "refused", "--corruption", "class_dependent:0.9,0.05")
+    assert (too_much.exit_code, too_much.stderr.count("\n")) == (2, 1)
+    assert "k + beta * 3 = 1.05 must be below 1" in too_much.stderr
+
+
+def test_build_image_folder(tmp_path):
+    for number in range(8):
+        picture = tmp_path / "raw" / ("cat" if number % 2 else "dog") / f"{number}.jpg"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(encoded(photo(number, 40, 30)))
+    options = ("--num-val", 2, "--are-clean", "--corruption", "symmetric:0.5", "--json")
+    summary = json.loads(run("build", "image-folder", tmp_path / "raw", tmp_path / "out", *options).stdout)
+    assert summary["name"] == "raw"
+    assert {name: split["num_clean_labels"] for name, split in summary["splits"].items()} == {"train": 6, "val": 2}
 
 
 def test_importing_the_commands_imports_nothing_heavy():
