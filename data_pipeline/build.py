@@ -29,7 +29,8 @@ from data_pipeline.listing import Listing, Part, list_examples
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
 from data_pipeline.processes import map_unordered, sensible_num_processes
 from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
-from data_pipeline.shard_writer import INDEX_SUFFIX, SHARD_SUFFIX
+from data_pipeline.shard_index import INDEX_SUFFIX
+from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import Source
 from data_pipeline.spec import Corruption
 from data_pipeline.storage import LocalStorage, Storage, storage_for
@@ -136,8 +137,9 @@ def _begin(storage: Storage, listing: Listing) -> None:
 
 def _known_files(storage: Storage) -> Iterator[str]:
     """Files of an unfinished build, and of a data set that is to be replaced."""
-    with suppress(FileNotFoundError, ValidationError):
-        yield from _Notes.model_validate_json(storage.read(NOTES_FILE)).files
+    if storage.exists(NOTES_FILE):
+        with suppress(ValidationError):
+            yield from _Notes.model_validate_json(storage.read(NOTES_FILE)).files
     if storage.exists(MANIFEST_FILE):
         try:
             manifest = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")

@@ -13,15 +13,13 @@ import os
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
 import xxhash
 
-from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
 from data_pipeline.manifest import FileEntry, Shard
+from data_pipeline.shard_index import INDEX_SUFFIX, Place, ShardIndex
 from data_pipeline.sources.base import SourceExample
 
 SHARD_SUFFIX = ".tar"
-INDEX_SUFFIX = ".index.arrow"
 
 
 class ShardWriter:
@@ -32,10 +30,10 @@ class ShardWriter:
         self._file = (folder / f"{name}{SHARD_SUFFIX}").open("wb")
         self._sha256 = hashlib.sha256()
         self._size_bytes = 0
-        self._columns: dict[str, list[str | int]] = {column: [] for column in INDEX_SCHEMA.names}
+        self._index = ShardIndex()
 
     def __len__(self) -> int:
-        return len(self._columns["example_id"])
+        return len(self._index)
 
     def add(self, example: SourceExample, ordinal: int, data: bytes, shape: tuple[int, int]) -> None:
         """Append a sample; `shape` is (height, width)."""
@@ -43,30 +41,13 @@ class ShardWriter:
         offset = self._member(f"{example.example_id}.{example.suffix}", data)
         self._member(f"{example.example_id}.cls", str(example.given_label).encode())
         self._member(f"{example.example_id}.json", json.dumps(labels).encode())
-        clean_label = UNKNOWN_LABEL if example.clean_label is None else example.clean_label
-        checksum = xxhash.xxh3_64_intdigest(data)
-        row: tuple[str | int, ...] = (
-            example.example_id,
-            example.suffix,
-            offset,
-            len(data),
-            checksum,
-            *shape,
-            ordinal,
-            example.given_label,
-            clean_label,
-        )
-        for column, value in zip(self._columns.values(), row, strict=True):
-            column.append(value)
+        self._index.add(example, ordinal, Place(offset, len(data), xxhash.xxh3_64_intdigest(data), *shape))
 
     def finish(self) -> Shard:
         """End the tar, write the index, and describe both."""
         self._write(bytes(-(self._size_bytes + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE))
         _sync_and_close(self._file)
-        sink = io.BytesIO()
-        with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-            writer.write_table(pa.table(self._columns, schema=INDEX_SCHEMA))
-        content = sink.getvalue()
+        content = self._index.to_bytes()
         index = FileEntry(
             path=f"{self._name}{INDEX_SUFFIX}", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
         )
