@@ -28,8 +28,8 @@ from pydantic import ValidationError
 from data_pipeline.listing import Listing, Part, list_examples
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
 from data_pipeline.processes import map_unordered, sensible_num_processes
-from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
 from data_pipeline.shard_index import INDEX_SUFFIX
+from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
 from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import Source
 from data_pipeline.spec import Corruption
