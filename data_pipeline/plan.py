@@ -13,6 +13,7 @@ blocks of a few shards, and the order takes one example of each stream in turn. 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,14 @@ def epoch_order(rows: Rows, spec: DataSpec, seed: int, epoch: int) -> NDArray[np
         case "windowed":
             shards_M = rows.shards_N if chosen_M is None else rows.shards_N[chosen_M]
             order_M = windowed(rows._replace(shards_N=shards_M), spec.window_shards, seed, epoch)
-    return order_M if chosen_M is None else chosen_M[order_M]
+    if chosen_M is not None:
+        order_M[:] = chosen_M[order_M]
+    return order_M
 
 
 def epoch_size(rows: Rows, spec: DataSpec) -> int:
     """Examples an epoch, the same for every epoch."""
-    return int(_class_share(rows.labels_N).sum()) if spec.class_balanced else len(rows.shards_N)
+    return int(_class_shares(rows.labels_N).sum()) if spec.class_balanced else len(rows.shards_N)
 
 
 def order_name(spec: DataSpec) -> str:
@@ -78,32 +81,34 @@ def windowed(rows: Rows, window_shards: int, seed: int, epoch: int) -> NDArray[n
     Streams have to be of equal length, so a shard may be cut and dealt to two of them.
     """
     num_examples = len(rows.shards_N)
-    counts_H = np.bincount(rows.shards_N, minlength=rows.num_shards)
     num_streams = 1 << (min(MAX_STREAMS, window_shards, rows.num_shards).bit_length() - 1)
-    dealt_H = permutation(f"streams/{rows.name}", seed, 0, len(counts_H))
-    stream_ends = np.cumsum([len(range(stream, num_examples, num_streams)) for stream in range(num_streams)])
-    # A piece: what one stream has of one shard. All of them, in the order in which the shards were dealt.
-    ends_P = np.union1d(stream_ends, np.cumsum(counts_H[dealt_H]))
-    ends_P = ends_P[ends_P > 0]
-    streams_P = np.searchsorted(stream_ends, ends_P)
-    blocks_P = _blocks(streams_P, max(1, window_shards // num_streams), f"{rows.name}/{seed}/{epoch}")
-    places_N = _in_blocks(np.repeat(blocks_P, np.diff(ends_P, prepend=0)), f"{rows.name}/{seed}/{epoch}")
-    order_N = _rows_by_shard(rows.shards_N, counts_H, dealt_H)[places_N]
-    starts = stream_ends - np.diff(stream_ends, prepend=0)
-    for stream, (start, end) in enumerate(zip(starts, stream_ends, strict=True)):
-        places_N[stream::num_streams] = order_N[start:end]
-    return places_N
+    dealt_N = _dealt(rows, seed)
+    starts_H = np.flatnonzero(np.diff(rows.shards_N[dealt_N], prepend=-1))  # of the shards in it
+    bits = keyed_bits(f"windows/{rows.name}/{seed}/{epoch}")
+    order_N = np.empty(num_examples, dtype=np.int64)
+    stream_start = 0
+    for stream in range(num_streams):
+        places = order_N[stream::num_streams]
+        stream_end = stream_start + len(places)
+        cuts = starts_H[(starts_H > stream_start) & (starts_H < stream_end)]
+        pieces = np.split(dealt_N[stream_start:stream_end], cuts - stream_start)
+        shuffled = [pieces[place] for place in _shuffle(bits, len(pieces))]
+        done = 0
+        for block_B in _blocks(shuffled, max(1, window_shards // num_streams)):
+            places[done : done + len(block_B)] = block_B[_shuffle(bits, len(block_B))]
+            done += len(block_B)
+        stream_start = stream_end
+    return order_N
 
 
-def balanced_rows(rows: Rows, seed: int, epoch: int) -> NDArray[np.int64]:
+def balanced_rows(rows: Rows, seed: int, epoch: int) -> NDArray[np.int32]:
     """rows_M, ascending: as many of each class that occurs as the rarest has, drawn anew each epoch."""
-    bits_N = keyed_bits(f"balance/{rows.name}/{seed}/{epoch}").random_raw(len(rows.labels_N))
-    by_class_N = np.argsort(rows.labels_N.astype(np.uint64) << np.uint64(44) | bits_N >> np.uint64(20), kind="stable")
-    counts_K = np.bincount(rows.labels_N)
-    first_K = np.cumsum(counts_K) - counts_K
-    rank_N = np.arange(len(by_class_N)) - np.repeat(first_K, counts_K)
-    chosen_M = by_class_N[rank_N < _class_share(rows.labels_N).max()]
-    return np.sort(chosen_M).astype(np.int64, copy=False)
+    bits = keyed_bits(f"balance/{rows.name}/{seed}/{epoch}")
+    by_class_N = np.argsort(rows.labels_N, kind="stable").astype(np.int32)
+    classes = np.split(by_class_N, np.cumsum(np.bincount(rows.labels_N))[:-1])
+    shares = _class_shares(rows.labels_N).tolist()
+    chosen = [of_class[_shuffle(bits, len(of_class))[:share]] for of_class, share in zip(classes, shares, strict=True)]
+    return np.sort(np.concatenate(chosen))
 
 
 def num_steps(num_examples: int, batch_size: int, remainder: Remainder) -> int:
@@ -126,38 +131,24 @@ def rank_rows(
     return rows_B
 
 
-def _class_share(labels_N: NDArray[np.int32]) -> NDArray[np.int64]:
+def _class_shares(labels_N: NDArray[np.int32]) -> NDArray[np.int64]:
     """share_K: examples that a balanced epoch takes of each class."""
     counts_K = np.bincount(labels_N)
     return np.where(counts_K > 0, counts_K[counts_K > 0].min(initial=len(labels_N)), 0)
 
 
-def _blocks(streams_P: NDArray[np.int64], pieces_per_block: int, key: str) -> NDArray[np.int64]:
-    """block_P: each piece's block; a stream's pieces are shuffled, and blocks are numbered stream by stream."""
-    draws_P = keyed_bits(f"pieces/{key}").random_raw(len(streams_P))
-    shuffled_P = np.lexsort((draws_P, streams_P))
-    place_P = np.arange(len(streams_P)) - np.searchsorted(streams_P, streams_P)  # within the stream, which ascend
-    is_first_P = (place_P % pieces_per_block) == 0
-    blocks_P = np.empty_like(shuffled_P)
-    blocks_P[shuffled_P] = np.cumsum(is_first_P) - 1
-    return blocks_P
+def _shuffle(bits: np.random.Philox, count: int) -> NDArray[np.int64]:
+    """A permutation by the next random numbers."""
+    return np.argsort(bits.random_raw(count), kind="stable")
 
 
-def _in_blocks(blocks_N: NDArray[np.int64], key: str) -> NDArray[np.int64]:
-    """place_N: places by block, and at random within a block."""
-    keys_N = keyed_bits(f"examples/{key}").random_raw(len(blocks_N))
-    keys_N >>= np.uint64(20)
-    keys_N |= blocks_N.astype(np.uint64) << np.uint64(44)
-    return np.argsort(keys_N, kind="stable").astype(np.int64, copy=False)
+def _dealt(rows: Rows, seed: int) -> NDArray[np.int32]:
+    """rows_N: all rows, shard by shard, the shards in the order in which streams get them in every epoch."""
+    place_H = np.empty(rows.num_shards, dtype=np.int32)
+    place_H[permutation(f"streams/{rows.name}", seed, 0, rows.num_shards)] = np.arange(rows.num_shards)
+    return np.argsort(place_H[rows.shards_N], kind="stable").astype(np.int32)
 
 
-def _rows_by_shard(
-    shards_N: NDArray[np.int32], counts_H: NDArray[np.int64], dealt_H: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """row_N: all rows, shard by shard in the order of `dealt_H`."""
-    by_shard_N = np.argsort(shards_N, kind="stable")
-    first_H = np.cumsum(counts_H) - counts_H
-    dealt_counts_H = counts_H[dealt_H]
-    shift_H = first_H[dealt_H] - (np.cumsum(dealt_counts_H) - dealt_counts_H)
-    places_N: NDArray[np.int64] = by_shard_N[np.arange(len(shards_N)) + np.repeat(shift_H, dealt_counts_H)]
-    return places_N
+def _blocks(pieces: list[NDArray[np.int32]], num_pieces: int) -> Iterator[NDArray[np.int32]]:
+    """Pieces joined, so many at a time."""
+    return (np.concatenate(pieces[first : first + num_pieces]) for first in range(0, len(pieces), num_pieces))

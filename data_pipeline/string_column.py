@@ -28,7 +28,9 @@ class StringColumn(Sequence[str]):
         if isinstance(index, slice):
             return StringColumn(self._texts[index].chunks)
         if isinstance(index, np.ndarray):
-            return StringColumn(self._texts.take(pa.array(index)).chunks)
+            rows = np.ascontiguousarray(index, dtype=np.int64)  # `pa.array` would import pandas
+            taken = self._texts.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
+            return StringColumn(taken.chunks)
         text: str = self._texts[int(index)].as_py()
         return text
 

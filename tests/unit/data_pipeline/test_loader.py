@@ -201,7 +201,7 @@ def test_a_cut_and_a_missing_shard_are_quarantined(built_clothing, tmp_path):
     assert len(opened.quarantine) == 16
     assert reasons == {
         "shard train-000000.tar: No such file or directory",
-        "shard train-000001.tar: ends inside the image",
+        "shard train-000001.tar ends inside the image",
     }
 
 
