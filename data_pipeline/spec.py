@@ -57,7 +57,7 @@ class DataSpec(Spec):
     """The data of a job: a manifest made by `hush data build`, and how its pictures become batches."""
 
     manifest: str = Field(min_length=1, max_length=4096)
-    """Path of the data set's `manifest.json`."""
+    """Path of the data set's `manifest.json`, or its address: s3:// or http(s)://."""
     corruption: Corruption | None = None
     """Label noise injected into the training split at load; the clean label is kept for evaluation only."""
     image_size: int = Field(default=224, ge=8, le=1024)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 REMOTE_SCHEMES = ("s3", "http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
@@ -120,6 +120,21 @@ def is_remote(url: str | Path) -> bool:
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"{match[1]} address of {parts.hostname!r}: user, password, ? and # are not allowed in it")
     return True
+
+
+def url_parts(url: str) -> tuple[str, ...]:
+    """(scheme, host, port, folder, …, name): a URL is below another if that one's parts begin its own. ValueError if
+    parts of its path could be read in two ways."""
+    assert is_remote(url)
+    split = urlsplit(url)
+    names = split.path.rstrip("/").split("/")[1:]
+    for name in names:
+        plain = unquote(name)
+        if plain in {"", ".", ".."} or "/" in plain or "\\" in plain:
+            raise ValueError(f"{url!r}: {name!r} cannot stand between the slashes of a path")
+    host = split.netloc if split.scheme == "s3" else (split.hostname or "")
+    port = split.port or {"http": 80, "https": 443}.get(split.scheme, 0)
+    return (split.scheme, host, str(port), *names)
 
 
 class LocalStorage:

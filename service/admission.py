@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
+from data_pipeline.errors import StorageError
 from data_pipeline.manifest import Manifest
+from data_pipeline.storage import Patience, is_remote, url_parts
 from service.errors import ProblemError
 from service.schemas import FieldProblem
 from trainer.spec import JobSpec
 
+PATIENCE = Patience(retry_s=5, silence_s=5)
+"""With a remote storage, while somebody waits for an answer."""
 
-def admit(spec: JobSpec, roots: tuple[Path, ...]) -> None:
-    """Raise a 422 problem unless the job's manifest and weights can be read, and lie where jobs may read."""
-    checks = [("data.manifest", spec.data.manifest, _check_manifest)]
+
+def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...]) -> None:
+    """Raise a 422 problem unless the job's manifest and weights can be read, and lie where jobs may read: under one of
+    `roots` or, the manifest, of `urls`."""
+    checks: list[tuple[str, str, Callable[[], None]]] = [
+        ("data.manifest", spec.data.manifest, lambda: _check_manifest(_allowed(spec.data.manifest, roots, urls)))
+    ]
     if spec.model.weights not in {"none", "imagenet"}:
-        checks.append(("model.weights", spec.model.weights, _check_weights))
+        checks.append(("model.weights", spec.model.weights, lambda: _check_weights(_inside(spec.model.weights, roots))))
     wrong = []
     for field, value, check in checks:
         try:
-            check(_inside(value, roots))
-        except ValueError as error:
+            check()
+        except (ValueError, StorageError) as error:
             wrong.append(FieldProblem(field=field, value=repr(value)[:200], message=str(error)))
     if wrong:
         detail = "; ".join(f"{entry.field} = {entry.value}: {entry.message}" for entry in wrong)
         raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=wrong)
+
+
+def _allowed(manifest: str, roots: tuple[Path, ...], urls: tuple[str, ...]) -> str | Path:
+    """The manifest's path or address, if a job may read it. Nothing is asked of a storage that is not allowed."""
+    if not is_remote(manifest):
+        return _inside(manifest, roots)
+    parts = url_parts(manifest)
+    if not any(parts[: len(allowed)] == allowed for allowed in map(url_parts, urls)):
+        lie = f"must lie under {' or '.join(urls)}" if urls else "is an address, and none is allowed"
+        raise ValueError(f"{lie}; HUSH_ALLOWED_URLS of the service sets these")
+    return manifest
 
 
 def _inside(text: str, roots: tuple[Path, ...]) -> Path:
@@ -43,8 +63,8 @@ def _inside(text: str, roots: tuple[Path, ...]) -> Path:
     return resolved
 
 
-def _check_manifest(path: Path) -> None:
-    manifest = Manifest.load(path)
+def _check_manifest(place: str | Path) -> None:
+    manifest = Manifest.load(place, PATIENCE)
     if "train" not in manifest.splits:
         raise ValueError(f"has no split 'train', only {', '.join(manifest.splits) or 'none'}")
 

@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from data_pipeline.storage import is_remote, url_parts
+
 
 class Settings(BaseSettings):
     """All settings of the service; each is also read from the environment, e.g. `HUSH_DATABASE_URL`."""
@@ -35,6 +37,9 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] | None = None
     """Folders a job may read data and weights from, separated by `:` in the environment; symlinks are followed before
     the comparison. Unset: the service's home, the user's home, and the folder the service was started in."""
+    allowed_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses a job may read data from, e.g. `s3://bucket/sets https://data.example.org`, between spaces or commas;
+    each allows all that lies below it. Unset: none, as service and workers ask with credentials of their own."""
     python: Path = Path(sys.executable)
     """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
@@ -62,6 +67,20 @@ class Settings(BaseSettings):
     @classmethod
     def _split_roots(cls, roots: object) -> object:
         return tuple(filter(None, roots.split(os.pathsep))) if isinstance(roots, str) else roots
+
+    @field_validator("allowed_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, urls: object) -> object:
+        return tuple(urls.replace(",", " ").split()) if isinstance(urls, str) else urls
+
+    @field_validator("allowed_urls", mode="after")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not is_remote(url):
+                raise ValueError(f"{url!r} is no address; a folder goes into HUSH_ALLOWED_ROOTS")
+            url_parts(url)
+        return urls
 
     @field_validator("public_url", "ray_address", "mlflow_uri", mode="after")
     @classmethod

@@ -61,7 +61,7 @@ def _submit(spec: JobSpec, context: Context, key: str | None) -> JobRecord:
     try:
         if key is not None and (known := context.store.find_submitted(key, spec)):
             return known  # even if its manifest is gone by now
-        admit(spec, context.settings.roots)
+        admit(spec, context.settings.roots, context.settings.allowed_urls)
         job, is_new = context.store.submit(spec, datetime.now(UTC), key)
     except IdempotencyConflictError as error:
         detail = f"The Idempotency-Key was used before for another spec, that of job {error}."
