@@ -44,7 +44,7 @@ def test_what_lies_below_an_allowed_address_is_admitted(server: S3Server) -> Non
 
 
 @pytest.mark.parametrize(
-    "manifest",
+    "address",
     [
         "s3://data/secret/manifest.json",
         "s3://data/sets2/manifest.json",
@@ -61,9 +61,9 @@ def test_what_lies_below_an_allowed_address_is_admitted(server: S3Server) -> Non
         "file:///etc/passwd",
     ],
 )
-def test_no_other_is_even_asked(server: S3Server, manifest: str) -> None:
+def test_no_other_is_even_asked(server: S3Server, address: str) -> None:
     server.proxy.set_faults(["none"])
-    assert "data.manifest" in refusal(manifest, "s3://data/sets")
+    assert "data.manifest" in refusal(address, "s3://data/sets")
     assert server.proxy.requests == []
 
 
