@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,6 +223,7 @@ def test_a_process_that_is_killed_leaves_a_part_that_gives_way(
     try:
         while not asked.exists():
             assert process.is_alive()
+            time.sleep(0.01)
         assert cache.fetch(shard, storage) is Fetched.BUSY
         assert cache.fetch(other, storage) is Fetched.NO_ROOM  # the bytes on their way have theirs
     finally:
@@ -253,11 +255,15 @@ def test_processes_share_a_cache_too_small_for_them(cache: ShardCache, storage: 
         multiprocessing.get_context("spawn").Process(target=fetch_all, args=(cache, shards, storage.url, 20))
         for _ in range(3)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     assert not list(cache._folder.glob("*.part"))
     assert 1 <= len(files(cache)) <= 4
 
