@@ -141,14 +141,9 @@ class Loader:
 
     @property
     def quarantine(self) -> list[BadExample]:
-        """Examples this rank found unreadable, each once, in order of discovery."""
+        """Examples this rank found unreadable, each once, in order of discovery. `max_bad_fraction` limits these; ranks
+        that count together give their loaders a limit of 1, and hold the sum against it themselves."""
         return list(self._quarantine.values())
-
-    @property
-    def max_bad_examples(self) -> int:
-        """Unreadable examples that are tolerated: floor(max_bad_fraction * N). Each rank knows its own only, so whoever
-        knows all ranks' counts holds their sum against this."""
-        return int(self._spec.max_bad_fraction * len(self._table))
 
     def epoch(self, epoch: int, start_example: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from this place in its order on. Leaving the loop early drops what was prefetched."""
@@ -301,11 +296,12 @@ class Loader:
         for task in pending.reading.result():
             for bad in task.result():
                 self._quarantine.setdefault(bad.row, bad)
-        if len(self._quarantine) > self.max_bad_examples:
+        max_bad_examples = int(self._spec.max_bad_fraction * len(self._table))
+        if len(self._quarantine) > max_bad_examples:
             first = "; ".join(f"{bad.example_id}: {bad.reason}" for bad in self.quarantine[:3])
             raise QuarantineLimitError(
                 f"{len(self._quarantine)} of {len(self._table)} examples of {self._table.split!r} are unreadable;"
-                f" max_bad_fraction {self._spec.max_bad_fraction:g} tolerates {self.max_bad_examples}."
+                f" max_bad_fraction {self._spec.max_bad_fraction:g} tolerates {max_bad_examples}."
                 f" The first: {first}"
             )
         _fill_gaps(pending.batch)

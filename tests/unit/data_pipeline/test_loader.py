@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import QuarantineLimitError
+from data_pipeline.errors import QuarantineLimitError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
@@ -254,6 +254,40 @@ def test_a_selection_loads_its_own_rows(train):
     assert batch.indices_B.tolist() == [0, 1, 2, -1, -1, -1]
     assert batch.given_labels_B[:3].tolist() == train.given_labels[[7, 2, 11]].tolist()
     assert chosen.shards.tolist() == [train.shards[row] for row in (7, 2, 11)]
+
+
+def test_a_dropped_remainder_leaves_whole_batches_only(train):
+    dropping = spec(remainder="drop")
+    padded, dropped = batches(train), batches(train, data_spec=dropping)
+    assert_equal(dropped, padded[:-1])
+    assert all(batch.valid_B.all() for batch in dropped)
+    assert_equal(batches(train, data_spec=dropping, shuffle=False), batches(train, shuffle=False))  # measured on all
+    with pytest.raises(ValueError, match=r"remainder 'drop' leaves nothing: batch_size 21 must be at most 20"):
+        loader(train, dropping, batch_size=21)
+
+
+def test_a_balanced_epoch_has_as_many_of_each_class(train):
+    chosen = train.select([0, 1, 2, 3, 4, 5, 6, 7])
+    counts = np.bincount(chosen.given_labels, minlength=3)
+    assert len(set(counts.tolist())) > 1
+    for epoch in (1, 2):
+        seen = batches(chosen, epoch=epoch, data_spec=spec(class_balanced=True))
+        labels = torch.cat([batch.given_labels_B[batch.valid_B] for batch in seen])
+        assert torch.bincount(labels, minlength=3).tolist() == [counts.min()] * 3
+    assert sum(int(batch.valid_B.sum()) for batch in batches(chosen, shuffle=False)) == 8
+
+
+def test_a_storage_that_is_away_is_no_bad_example(train):
+    class Away:
+        def __getattr__(self, name):
+            raise StorageError("no answer")
+
+    lost = dataclasses.replace(train, storage=Away())
+    with loader(lost, spec(max_bad_fraction=1)) as opened:
+        with pytest.raises(StorageError, match="no answer"):
+            next(opened.epoch(1))
+        assert opened.quarantine == []
+    assert not hush_threads()
 
 
 def test_what_cannot_be_split_or_is_empty_is_refused(train):
