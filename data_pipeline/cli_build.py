@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,6 +93,9 @@ def build_digits(
         _build(Digits(), out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
 
 
+Classes = Annotated[
+    str, typer.Option(metavar="NAME,NAME,…|@FILE|NUMBER|digits|fashion", help="Names of the classes, in label order.")
+]
 NumVal = Annotated[int, typer.Option(min=0, help="Training examples to hold out as val.")]
 ValSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed that draws them.")]
 
@@ -170,9 +175,7 @@ def build_mnist(
     out: Out,
     *,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "mnist",
-    classes: Annotated[
-        str, typer.Option(metavar="digits|fashion|NAME,NAME,…", help="Names of the classes, in label order.")
-    ] = "digits",
+    classes: Classes = "digits",
     num_val: NumVal = 0,
     val_seed: ValSeed = 0,
     corruption: CorruptionOption = None,
@@ -193,6 +196,71 @@ def build_mnist(
     with one_line_errors():
         source = Mnist(src, name, _class_names(classes), num_val=num_val, val_seed=val_seed)
         _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+
+
+@app.command("webdataset")
+def build_webdataset(
+    src: Annotated[Path, typer.Argument(help="Folder with .tar shards in WebDataset's form, at any depth.")],
+    *,
+    classes: Classes,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; the folder's by default.")] = None,
+    label: Annotated[str, typer.Option(metavar="KIND[:FIELD]", help="Where labels stand: cls, or json:label.")] = "cls",
+    clean_label: Annotated[
+        str | None, typer.Option(metavar="KIND[:FIELD]", help="Where clean labels stand, if they are known.")
+    ] = None,
+    are_clean: Annotated[
+        bool, typer.Option("--are-clean", help="The labels are right: keep them as clean labels too.")
+    ] = False,
+    val: Annotated[str, typer.Option(metavar="PATTERN", help="Shards of val, by their path in SRC.")] = "*val*",
+    test: Annotated[str, typer.Option(metavar="PATTERN", help="Shards of test; all others are train.")] = "*test*",
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of samples that may be unusable: they are listed and left out.")
+    ] = 0.01,
+    processes: Processes = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Index WebDataset shards that somebody else wrote: index files and manifest are put beside them.
+
+    The shards are read once and stay as they are. Shards with pickles in them are refused.
+
+    Example: hush data build webdataset ~/imagenet-wds --classes @names.txt --val "*validation*"
+    """
+    from data_pipeline.index_shards import IndexOptions, index_shards  # noqa: PLC0415 -- Arrow
+    from data_pipeline.sources.webdataset import LabelPlace, LabelRules  # noqa: PLC0415 -- Arrow
+
+    with one_line_errors():
+        if are_clean and clean_label is not None:
+            raise ValueError(f"--clean-label {clean_label!r} and --are-clean exclude each other")
+        clean = None if clean_label is None else LabelPlace.parse(clean_label)
+        options = IndexOptions(
+            name=name or src.absolute().name,
+            labels=LabelRules(LabelPlace.parse(label), clean, _class_names(classes)),
+            val=val,
+            test=test,
+            are_clean=are_clean,
+            max_bad_fraction=max_bad_fraction,
+            num_processes=processes,
+            force=force,
+        )
+        with _byte_bar(as_json=as_json) as on_bytes:
+            manifest = index_shards(src, options, on_bytes)
+    print_summary(manifest, (), as_json=as_json)
+
+
+@contextmanager
+def _byte_bar(*, as_json: bool) -> Iterator[Callable[[int, int], None]]:
+    """What is to be told of (bytes done, bytes in all), and shows it on a terminal."""
+    from rich.console import Console  # noqa: PLC0415 -- when needed
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
+
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), disable=as_json or not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bars:
+        bar = bars.add_task("reading", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 def parse_corruption(text: str, seed: int) -> Corruption:
@@ -217,13 +285,23 @@ def parse_corruption(text: str, seed: int) -> Corruption:
 
 
 def _class_names(text: str) -> tuple[str, ...]:
-    """`digits`, `fashion`, or the names themselves, between commas."""
+    """`digits`, `fashion`, how many there are, the names between commas, or `@` and a file with a name a line."""
     from data_pipeline.sources.mnist import DIGIT_CLASSES, FASHION_CLASSES  # noqa: PLC0415 -- numpy, Pillow
 
     known = {"digits": DIGIT_CLASSES, "fashion": FASHION_CLASSES}
-    names = known.get(text) or tuple(name.strip() for name in text.split(","))
+    if text in known:
+        return known[text]
+    if text.isdecimal() and len(text) < 6:
+        names = tuple(map(str, range(int(text))))
+    elif text.startswith("@"):
+        names = tuple(line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
+    else:
+        names = tuple(name.strip() for name in text.split(","))
     if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise ValueError(f"--classes {text!r} must be digits, fashion, or at least two different names between commas")
+        raise ValueError(
+            f"--classes {text!r} must be digits, fashion, a number from 2 up, or at least two different names:"
+            " between commas, or a line each in @FILE"
+        )
     return names
 
 

@@ -158,11 +158,15 @@ def _corrupted(table: ExampleTable, manifest: Manifest, corruption: Corruption) 
     # Examples lost at build take their draw too: the labels are those that the whole source would have got.
     labels_L = np.full(manifest.split(table.split).num_listed, UNKNOWN_LABEL, dtype=np.int64)
     labels_L[table.ordinals] = table.given_labels
-    for lost in manifest.skipped:
-        if lost.split == table.split:
-            labels_L[lost.ordinal] = lost.label
-    assert (labels_L != UNKNOWN_LABEL).all(), "index and manifest disagree about the examples of the split"
-    noisy_L = corrupt(labels_L, table.num_classes, corruption)
+    lost = [example for example in manifest.skipped if example.split == table.split]
+    for example in lost:
+        if example.label is not None:
+            labels_L[example.ordinal] = example.label
+    labelled_L = labels_L != UNKNOWN_LABEL
+    num_without_label = sum(example.label is None for example in lost)
+    assert (~labelled_L).sum() == num_without_label, "index and manifest disagree about the examples of the split"
+    noisy_L = labels_L.copy()
+    noisy_L[labelled_L] = corrupt(labels_L[labelled_L], table.num_classes, corruption)
     return dataclasses.replace(table, given_labels=noisy_L[table.ordinals].astype(np.int32))
 
 

@@ -68,8 +68,8 @@ class SkippedExample(Record):
     split: str
     ordinal: Count
     """Position in the source's order of the split. Noise is drawn for it too: a lost file shifts no other label."""
-    label: Count
-    """Label in the source, before injected noise."""
+    label: Count | None
+    """Label in the source, before injected noise; None: it has none that is one, and no noise is drawn for it."""
     reason: str
 
 
@@ -87,6 +87,8 @@ class Recipe(Record):
     """Label noise injected into the training split at build."""
     transition_matrix: tuple[tuple[float, ...], ...] | None = None
     """Of that noise: row y holds the probabilities of each given label when the clean label is y."""
+    owns_shards: bool = True
+    """False: the shards were there before and were only indexed; no build overwrites or deletes them."""
 
 
 class Manifest(Record):

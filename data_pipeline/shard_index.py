@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
@@ -36,7 +38,8 @@ class ShardIndex:
     def add(self, example: SourceExample, ordinal: int, place: Place) -> None:
         """Append a row."""
         clean_label = UNKNOWN_LABEL if example.clean_label is None else example.clean_label
-        row = (example.example_id, example.suffix, *place, ordinal, example.given_label, clean_label)
+        labels = example.given_label, clean_label
+        row: tuple[str | int, ...] = (example.example_id, example.suffix, *place, ordinal, *labels)
         for column, value in zip(self._columns.values(), row, strict=True):
             column.append(value)
 
@@ -44,5 +47,16 @@ class ShardIndex:
         """The content of the index file: Arrow IPC, equal rows give equal bytes."""
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
-            writer.write_table(pa.table(self._columns, schema=INDEX_SCHEMA))
+            columns = [_array(values, INDEX_SCHEMA.field(name).type) for name, values in self._columns.items()]
+            writer.write_table(pa.Table.from_arrays(columns, schema=INDEX_SCHEMA))
         return sink.getvalue()
+
+
+def _array(values: Sequence[str | int], kind: pa.DataType) -> pa.Array:
+    """As `pa.array`, which imports pandas first: a second or two for each process of a build."""
+    if kind == pa.string():
+        texts = [str(value).encode() for value in values]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(texts)))
+    numbers = np.array(values, dtype=str(kind))
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from cifar_files import make_cifar100_python
-from sample_data import encoded, make_tar, photo
+from sample_data import build_clothing, encoded, make_tar, photo
 from typer.testing import CliRunner
 
 from data_pipeline.cli import app
@@ -139,6 +139,32 @@ def test_build_image_folder(tmp_path):
     summary = json.loads(run("build", "image-folder", tmp_path / "raw", tmp_path / "out", *options).stdout)
     assert summary["name"] == "raw"
     assert {name: split["num_clean_labels"] for name, split in summary["splits"].items()} == {"train": 6, "val": 2}
+
+
+def test_index_shards_of_somebody_else(clothing, tmp_path):
+    folder = tmp_path / "shards"
+    shards = build_clothing(clothing, folder)
+    (folder / "manifest.json").unlink()
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(shards.classes))
+    options = ("--label", "json:given_label", "--clean-label", "json:clean_label", "--json")
+    summary = json.loads(run("build", "webdataset", folder, "--classes", f"@{names}", *options).stdout)
+    assert (summary["name"], tuple(summary["classes"])) == ("shards", shards.classes)
+    for split, before in shards.splits.items():
+        assert summary["splits"][split]["class_counts"] == list(before.class_counts)
+        assert summary["splits"][split]["num_clean_labels"] == before.num_clean_labels
+    assert run("check", folder / "manifest.json").exit_code == 0
+    for wrong, message in [
+        (("--classes", "3", "--label", "pyd"), "must be the kind of a member"),
+        (("--classes", "3", "--are-clean", "--clean-label", "cls"), "exclude each other"),
+        (("--classes", "1"), "a number from 2 up"),
+        (("--classes", "@nowhere.txt"), "nowhere.txt"),
+        (("--classes", "3", "--are-clean"), "holds another build of data set 'shards'"),
+        (("--classes", "2", "--max-bad-fraction", "0"), "samples cannot be used; max_bad_fraction 0 tolerates 0"),
+    ]:
+        refused = run("build", "webdataset", folder, *wrong)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert message in refused.stderr
 
 
 def test_importing_the_commands_imports_nothing_heavy():

@@ -1,0 +1,290 @@
+"""Indexing shards that somebody else wrote: found, checked, read back, and left as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from sample_data import build_clothing, encoded, photo
+
+from data_pipeline.check import check
+from data_pipeline.examples import open_split
+from data_pipeline.index_shards import IndexOptions, index_shards
+from data_pipeline.label_corruption import corrupt
+from data_pipeline.manifest import Manifest
+from data_pipeline.reader import ShardReader
+from data_pipeline.sources.webdataset import LabelPlace, LabelRules
+from data_pipeline.spec import SymmetricCorruption
+
+CLASSES = ("cat", "dog", "owl")
+RULES = LabelRules(LabelPlace.parse("cls"), None, CLASSES)
+OPTIONS = IndexOptions("pets", RULES, num_processes=1)
+
+
+def tolerant(**changes) -> IndexOptions:
+    return dataclasses.replace(OPTIONS, max_bad_fraction=0.9, **changes)
+
+
+def write_shards(folder: Path, **shards: list[dict]) -> dict[str, dict]:
+    """By webdataset's own writer; samples by key."""
+    folder.mkdir()
+    for name, samples in shards.items():
+        with webdataset.TarWriter(str(folder / f"{name}.tar")) as writer:
+            for sample in samples:
+                writer.write(sample)
+    return {sample["__key__"]: sample for samples in shards.values() for sample in samples}
+
+
+def sample(number: int, label: int | None = None, **members) -> dict:
+    return {
+        "__key__": f"{number:06d}",
+        "jpg": encoded(photo(number, 40 + number, 30)),
+        "cls": number % 3 if label is None else label,
+        **members,
+    }
+
+
+def write_members(path: Path, *members: tuple[str, bytes], fmt: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=fmt) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def read_all(manifest: Manifest, split: str) -> dict[str, bytes]:
+    table = open_split(manifest, split)
+    reader = ShardReader(table)
+    try:
+        found = reader.read_many(range(len(table)))
+        return {table.example_ids[row]: data for row, data in enumerate(found)}
+    finally:
+        reader.close()
+
+
+def test_other_peoples_shards_read_back_and_stay_as_they_are(tmp_path):
+    folder = tmp_path / "set"
+    samples = write_shards(
+        folder,
+        **{"set-train-0": [sample(n) for n in range(5)], "set-train-1": [sample(n) for n in range(5, 8)]},
+        **{"set-val-0": [sample(n) for n in range(8, 10)], "set-test-0": [sample(10)]},
+    )
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest = index_shards(folder, OPTIONS)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert check(Manifest.load(folder / "manifest.json"), decode_pictures=True) == []
+    assert (manifest.name, manifest.classes, manifest.skipped) == ("pets", CLASSES, ())
+    assert not manifest.recipe.owns_shards
+    assert {name: split.num_examples for name, split in manifest.splits.items()} == {"train": 8, "val": 2, "test": 1}
+    for split, numbers in (("train", range(8)), ("val", range(8, 10)), ("test", [10])):
+        keys = [f"{number:06d}" for number in numbers]
+        assert read_all(manifest, split) == {key: samples[key]["jpg"] for key in keys}
+        table = open_split(manifest, split)
+        assert list(table.example_ids) == keys
+        assert table.ordinals.tolist() == list(range(len(keys)))
+        assert table.given_labels.tolist() == [number % 3 for number in numbers]
+        assert table.clean_labels.tolist() == [-1] * len(keys)
+        assert table.heights.tolist() == [40 + number for number in numbers]
+        assert manifest.splits[split].class_counts == tuple(np.bincount(table.given_labels, minlength=3).tolist())
+
+
+def test_any_number_of_processes_gives_the_same_manifest(tmp_path):
+    write_shards(tmp_path / "set", **{f"{n}": [sample(10 * n + row) for row in range(4)] for n in range(3)})
+    alone = index_shards(tmp_path / "set", OPTIONS)
+    told: list[tuple[int, int]] = []
+    options = dataclasses.replace(OPTIONS, num_processes=2)
+    again = index_shards(tmp_path / "set", options, lambda done, total: told.append((done, total)))
+    assert again.to_bytes() == alone.to_bytes()
+    total = sum(path.stat().st_size for path in (tmp_path / "set").glob("*.tar"))
+    assert told[-1] == (total, total)
+
+
+def test_our_own_shards_can_be_indexed_anew(clothing, tmp_path):
+    """As anybody else's: the same pictures at the same places, with the same labels."""
+    built = build_clothing(clothing, tmp_path / "out")
+    expected = {split: open_split(built, split) for split in built.splits}
+    (tmp_path / "out" / "manifest.json").unlink()
+    rules = LabelRules(LabelPlace.parse("json:given_label"), LabelPlace.parse("json:clean_label"), built.classes)
+    indexed = index_shards(tmp_path / "out", IndexOptions("again", rules, num_processes=1))
+    for split, table in expected.items():
+        again = open_split(indexed, split)
+        assert list(again.example_ids) == list(table.example_ids)
+        for column in ("offsets", "lengths", "checksums", "heights", "widths", "given_labels", "clean_labels"):
+            np.testing.assert_array_equal(getattr(again, column), getattr(table, column))
+        assert indexed.splits[split].num_clean_labels == built.splits[split].num_clean_labels
+
+
+def test_keys_that_recur_in_another_shard_are_told_apart(tmp_path):
+    write_shards(tmp_path / "set", **{"train-0": [sample(1), sample(2)], "val-0": [sample(1)]})
+    manifest = index_shards(tmp_path / "set", OPTIONS)
+    assert set(read_all(manifest, "train")) == {"train-0-000001", "train-0-000002"}
+    assert set(read_all(manifest, "val")) == {"val-0-000001"}
+
+
+@pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_tar_format_folders_long_names_and_dots_in_kinds(tmp_path, fmt):
+    folder = tmp_path / "set" / "train"
+    folder.mkdir(parents=True)
+    long = f"{'d' * 60}/{'d' * 60}/a"
+    picture = encoded(photo(1, 40, 30))
+    write_members(
+        folder / "0.tar",
+        ("./one.jpg", picture), ("./one.seg.png", b"a mask"), ("./one.cls", b" 2\n"),
+        ("__meta__", b"x"), (f"{long}.JPEG", picture), (f"{long}.cls", b"dog"), ("readme", b"no sample"),
+        fmt=fmt,
+    )  # fmt: skip
+    manifest = index_shards(tmp_path / "set", OPTIONS)
+    table = open_split(manifest, "train")
+    assert table.given_labels.tolist() == [2, 1]
+    assert table.example_ids[0] == "one"
+    assert set(read_all(manifest, "train").values()) == {picture}
+    assert manifest.splits["train"].shards[0].path == "train/0.tar"
+
+
+@pytest.mark.parametrize(
+    ("label", "clean"),
+    [(b'{"label": 2, "true": 0}', 0), (b'{"label": "owl", "true": "cat"}', 0), (b'{"label": "2"}', -1)],
+)
+def test_labels_in_json_and_by_name(tmp_path, label, clean):
+    write_shards(tmp_path / "set", a=[sample(1, json=label)])
+    rules = LabelRules(LabelPlace.parse("json:label"), LabelPlace.parse("json:true"), CLASSES)
+    manifest = index_shards(tmp_path / "set", IndexOptions("pets", rules, num_processes=1))
+    table = open_split(manifest, "train")
+    assert (table.given_labels.tolist(), table.clean_labels.tolist()) == ([2], [clean])
+
+
+def test_given_labels_may_be_said_to_be_clean(tmp_path):
+    write_shards(tmp_path / "set", a=[sample(n) for n in range(3)])
+    manifest = index_shards(tmp_path / "set", dataclasses.replace(OPTIONS, are_clean=True))
+    assert open_split(manifest, "train").clean_labels.tolist() == [0, 1, 2]
+    assert manifest.splits["train"].num_clean_labels == 3
+
+
+def without(made: dict, kind: str) -> dict:
+    return {name: value for name, value in made.items() if name != kind}
+
+
+BAD_SAMPLES = {
+    "no label": (without(sample(1), "cls"), None, r"has no label in \.cls"),
+    "a label out of range": (sample(1, 3), None, "label 3 must be 0 to 2"),
+    "no class": (sample(1, cls=b"cow"), None, "label 'cow' is neither a number from 0 up nor a class"),
+    "a negative label": (sample(1, cls=b"-1"), None, "label '-1' is neither"),
+    "a label that is no text": (sample(1, cls=b"\xff"), None, r"\.cls is no text"),
+    "no picture": (without(sample(1), "jpg"), 1, "has 0 pictures, not one"),
+    "two pictures": (sample(1, png=encoded(photo(2, 40, 30), "PNG")), 1, "has 2 pictures, not one"),
+    "not a picture": (sample(1, jpg=b"text"), 1, "not a known image format"),
+    "zero bytes": (sample(1, jpg=b""), 1, "not a known image format"),
+    "its key again": (sample(0), 0, "its key is that of another sample of the shard"),
+}
+
+
+@pytest.mark.parametrize(("bad", "label", "reason"), BAD_SAMPLES.values(), ids=BAD_SAMPLES)
+def test_bad_samples_are_listed_up_to_the_limit(tmp_path, bad, label, reason):
+    write_shards(tmp_path / "set", a=[sample(0), sample(2), bad, sample(4), sample(5)])
+    manifest = index_shards(tmp_path / "set", tolerant())
+    (skipped,) = manifest.skipped
+    assert (skipped.split, skipped.ordinal, skipped.label) == ("train", 2, label)
+    assert skipped.example_id == bad["__key__"]
+    assert re.search(rf"^a\.tar: .*{reason}", skipped.reason)
+    train = manifest.splits["train"]
+    assert (train.num_examples, train.num_listed) == (4, 5)
+    assert open_split(manifest, "train").ordinals.tolist() == [0, 1, 3, 4]
+    (tmp_path / "set" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"1 of 5 samples cannot be used; max_bad_fraction 0.1 tolerates 0.*{reason}"):
+        index_shards(tmp_path / "set", dataclasses.replace(OPTIONS, max_bad_fraction=0.1))
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_noise_at_load_is_drawn_for_lost_examples_that_have_a_label(tmp_path):
+    samples = [sample(number) for number in range(30)]
+    samples[4]["jpg"] = b"lost, but labelled"
+    samples[9]["cls"] = 77
+    write_shards(tmp_path / "set", a=samples)
+    corruption = SymmetricCorruption(rate=0.5)
+    table = open_split(index_shards(tmp_path / "set", tolerant()), "train", corruption)
+    labels = np.array([number % 3 for number in range(30) if number != 9])
+    expected = np.delete(corrupt(labels, 3, corruption), 4)
+    assert table.given_labels.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["pyd", "pickle", "pkl", "pth", "meta.pyd", "PKL"])
+def test_shards_with_pickles_are_refused_by_name(tmp_path, kind):
+    (tmp_path / "set").mkdir()
+    write_members(tmp_path / "set" / "a.tar", ("1.jpg", encoded(photo(1))), (f"1.{kind}", pickle.dumps({})))
+    with pytest.raises(ValueError, match=f"a.tar: '1.{kind}' is a pickle, which may run code"):
+        index_shards(tmp_path / "set", tolerant())
+
+
+def member_ends(path: Path) -> list[int]:
+    with tarfile.open(path) as tar:
+        return [member.offset_data + -(-member.size // 512) * 512 for member in tar]
+
+
+@pytest.mark.parametrize("where", ["between two members", "in a header", "in a picture", "in its padding", "at a flip"])
+def test_a_damaged_shard_is_refused_by_name(tmp_path, where):
+    write_shards(tmp_path / "set", a=[sample(n) for n in range(3)], b=[sample(9)])
+    path = tmp_path / "set" / "a.tar"
+    data, ends = path.read_bytes(), member_ends(path)
+    cut = {"between two members": 0, "in a header": 100, "in a picture": 3 * 512 + 100, "in its padding": -1}
+    if where == "at a flip":
+        path.write_bytes(data[: ends[1]] + b"\xff" + data[ends[1] + 1 :])
+    else:
+        path.write_bytes(data[: ends[1] + cut[where]])
+    with pytest.raises(ValueError, match=r"a\.tar is (damaged or cut|no whole)"):
+        index_shards(tmp_path / "set", tolerant())
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_what_is_no_folder_of_shards_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        index_shards(tmp_path / "no", OPTIONS)
+    with pytest.raises(ValueError, match=r"holds no \.tar file"):
+        index_shards(tmp_path, OPTIONS)
+    with pytest.raises(ValueError, match="pipe: is not read"):
+        index_shards("pipe:cat x.tar", OPTIONS)
+    with pytest.raises(ValueError, match="is not a folder of this machine"):
+        index_shards("s3://bucket/set", OPTIONS)
+    write_shards(tmp_path / "set", val=[sample(1)])
+    with pytest.raises(ValueError, match="no shard is left for train"):
+        index_shards(tmp_path / "set", OPTIONS)
+    (tmp_path / "set" / "train.tar").write_bytes(b"\x1f\x8bcompressed")
+    with pytest.raises(ValueError, match=r"train\.tar is no whole, uncompressed tar"):
+        index_shards(tmp_path / "set", OPTIONS)
+
+
+def test_a_data_set_that_stands_there_is_only_replaced_by_force(tmp_path):
+    write_shards(tmp_path / "set", a=[sample(n) for n in range(3)])
+    first = index_shards(tmp_path / "set", OPTIONS)
+    assert index_shards(tmp_path / "set", OPTIONS).digest == first.digest
+    other = dataclasses.replace(OPTIONS, are_clean=True)
+    with pytest.raises(ValueError, match="holds another build of data set 'pets'"):
+        index_shards(tmp_path / "set", other)
+    assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
+    assert index_shards(tmp_path / "set", dataclasses.replace(other, force=True)).digest != first.digest
+    assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
+
+
+@pytest.mark.parametrize("text", ["", ":", "json:", ":label", "pyd", "a.pkl:label"])
+def test_a_label_place_says_what_it_must_be(text):
+    with pytest.raises(ValueError, match="must be the kind of a member"):
+        LabelPlace.parse(text)
+
+
+def test_deep_json_is_a_bad_label(tmp_path):
+    write_shards(
+        tmp_path / "set", a=[sample(1), sample(2, json=b"[" * 100_000), sample(3, json=json.dumps({"y": True}))]
+    )
+    rules = LabelRules(LabelPlace.parse("cls"), LabelPlace.parse("json:y"), CLASSES)
+    manifest = index_shards(tmp_path / "set", tolerant(labels=rules))
+    assert [skipped.reason for skipped in manifest.skipped] == [
+        "a.tar: .json is no JSON",
+        "a.tar: label 'True' is neither a number from 0 up nor a class",
+    ]
