@@ -27,6 +27,7 @@ _MAGIC = b"\xff\xd8\xff"
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 _TABLES_AND_NOTES = frozenset({0xC4, 0xDB, 0xFE, *range(0xE0, 0xF0)})  # DHT, DQT, COM, APPn
 _START_OF_SCAN = 0xDA
+_END_OF_IMAGE = b"\xff\xd9"
 _ROWS_OF_CONTEXT = 2  # one row of chroma at half the resolution: what smooth upsampling looks at beyond a row
 _KEPT_BYTES = 32_000_000
 _BYTES_BEHIND_THE_LAST_ROW = "extraneous bytes before marker"
@@ -73,7 +74,7 @@ def decode_top(
     data: bytes, header: JpegHeader, buffer: PixelBuffer, *, num_rows: int, fraction: int = 1
 ) -> NDArray[np.uint8]:
     """At least the upper `num_rows` rows at 1/fraction of the size: uint8 (ceil(rows/fraction), ceil(W/fraction), 3),
-    RGB, lent by the buffer. BadImageError if what was decoded is damaged; damage below goes unseen."""
+    RGB, lent by the buffer. BadImageError if it is cut, or damaged where it was decoded; damage below goes unseen."""
     assert 0 < num_rows <= header.height
     assert fraction in (1, *FRACTIONS)
     stated_height = num_rows + _ROWS_OF_CONTEXT * fraction
@@ -99,14 +100,15 @@ def decode_top(
 
 def _height_place(data: bytes) -> int | None:
     """Where the height stands in the file, if rows can be left out: Huffman-coded, all channels in a single scan, no
-    restart markers. Any doubt means None, and the picture is decoded whole."""
+    restart markers, not cut. Any doubt means None, and the picture is decoded whole."""
     place, height_place, num_channels = 2, None, 0
     while place + 10 <= len(data) and data[place] == 0xFF:
         marker = data[place + 1]
         if marker in _SEQUENTIAL_FRAMES:
             height_place, num_channels = place + 5, data[place + 9]
         elif marker == _START_OF_SCAN:
-            return height_place if data[place + 4] == num_channels else None
+            is_whole = data.rfind(_END_OF_IMAGE, place) >= 0  # decoding it all then tells what is wrong
+            return height_place if is_whole and data[place + 4] == num_channels else None
         elif marker not in _TABLES_AND_NOTES:  # restart interval, progressive or arithmetic frame, or out of step
             return None
         place += 2 + (data[place + 2] << 8 | data[place + 3])
