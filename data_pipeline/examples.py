@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_pipeline.errors import StorageError
-from data_pipeline.label_corruption import corrupt
+from data_pipeline.label_corruption import check_corruption, corrupt
 from data_pipeline.manifest import Manifest, Shard, Split
 from data_pipeline.spec import Corruption
 from data_pipeline.storage import Storage
@@ -150,11 +150,7 @@ def column_values(index: pa.Table, name: str) -> NDArray[np.integer[Any]]:
 def _corrupted(table: ExampleTable, manifest: Manifest, corruption: Corruption) -> ExampleTable:
     if table.split != "train":
         raise ValueError(f"corruption is for the split 'train'; {table.split!r} is for measuring and stays as it is")
-    if manifest.recipe.corruption is not None:
-        raise ValueError(
-            f"corruption {corruption.kind!r}: data set {manifest.name!r} was built with"
-            f" {manifest.recipe.corruption.kind!r} noise already; build it without, or leave `corruption` out"
-        )
+    check_corruption(corruption, manifest)
     # Examples lost at build take their draw too: the labels are those that the whole source would have got.
     labels_L = np.full(manifest.split(table.split).num_listed, UNKNOWN_LABEL, dtype=np.int64)
     labels_L[table.ordinals] = table.given_labels

@@ -13,6 +13,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.manifest import Manifest
 from data_pipeline.spec import ClassDependentCorruption, Corruption, PairflipCorruption, SymmetricCorruption
 
 
@@ -46,6 +47,17 @@ def _class_levels(corruption: ClassDependentCorruption, num_classes: int) -> NDA
             f" beta {corruption.beta:g}"
         )
     return levels_K
+
+
+def check_corruption(corruption: Corruption, manifest: Manifest) -> None:
+    """ValueError if this noise cannot be injected into the data set's training split at load."""
+    built_with = manifest.recipe.corruption
+    if built_with is not None:
+        raise ValueError(
+            f"corruption {corruption.kind!r}: data set {manifest.name!r} was built with {built_with.kind!r} noise"
+            " already; build it without, or leave `corruption` out"
+        )
+    transition_matrix(corruption, len(manifest.classes))
 
 
 def corrupt(labels_N: NDArray[np.int64], num_classes: int, corruption: Corruption) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from data_pipeline.errors import StorageError
+from data_pipeline.label_corruption import check_corruption
 from data_pipeline.manifest import Manifest
 from data_pipeline.storage import Patience, is_remote, url_parts
 from service.errors import ProblemError
@@ -19,9 +20,20 @@ PATIENCE = Patience(retry_s=5, silence_s=5)
 
 def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...]) -> None:
     """Raise a 422 problem unless the job's manifest and weights can be read, and lie where jobs may read: under one of
-    `roots` or, the manifest, of `urls`."""
-    checks: list[tuple[str, str, Callable[[], None]]] = [
-        ("data.manifest", spec.data.manifest, lambda: _check_manifest(_allowed(spec.data.manifest, roots, urls)))
+    `roots` or, the manifest, of `urls`; and unless its label noise suits the data set."""
+    manifest: Manifest | None = None
+
+    def check_manifest() -> None:
+        nonlocal manifest
+        manifest = _manifest(_allowed(spec.data.manifest, roots, urls))
+
+    def check_noise() -> None:
+        if manifest is not None and spec.data.corruption is not None:
+            check_corruption(spec.data.corruption, manifest)
+
+    checks: list[tuple[str, object, Callable[[], None]]] = [
+        ("data.manifest", spec.data.manifest, check_manifest),
+        ("data.corruption", spec.data.corruption and spec.data.corruption.model_dump(), check_noise),
     ]
     if spec.model.weights not in {"none", "imagenet"}:
         checks.append(("model.weights", spec.model.weights, lambda: _check_weights(_inside(spec.model.weights, roots))))
@@ -63,10 +75,11 @@ def _inside(text: str, roots: tuple[Path, ...]) -> Path:
     return resolved
 
 
-def _check_manifest(place: str | Path) -> None:
+def _manifest(place: str | Path) -> Manifest:
     manifest = Manifest.load(place, PATIENCE)
     if "train" not in manifest.splits:
         raise ValueError(f"has no split 'train', only {', '.join(manifest.splits) or 'none'}")
+    return manifest
 
 
 def _check_weights(path: Path) -> None:
