@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from data_pipeline.build import BuildOptions
+from data_pipeline.examples import open_split
+from data_pipeline.manifest import Manifest
 from data_pipeline.spec import PairflipCorruption
 from tests.sample_data import build_digits
 from trainer import loop
@@ -28,6 +30,19 @@ def noisy_digits(out: Path) -> Path:
     """Digits with 30% of the training labels flipped to the next class; path of the manifest."""
     build_digits(out, BuildOptions(corruption=PairflipCorruption(rate=0.3)))
     return out / "manifest.json"
+
+
+def damage(manifest: Path, split: str, count: int) -> set[str]:
+    """Change a byte of so many examples of a split; their ids."""
+    table = open_split(Manifest.load(manifest), split)
+    rows = range(0, len(table), len(table) // count)[:count]
+    for row in rows:
+        with (manifest.parent / table.shard_of(row)).open("r+b") as file:
+            file.seek(int(table.offsets[row]) + int(table.lengths[row]) // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 0x10]))
+    return {table.example_ids[row] for row in rows}
 
 
 def digits_spec(manifest: Path, **changes: object) -> JobSpec:

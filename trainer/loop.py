@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 from itertools import islice
 
 import torch
 
 from data_pipeline.augment import to_model_input
 from data_pipeline.cache import ShardCache
-from data_pipeline.errors import QuarantineLimitError
 from data_pipeline.loader import Batch
+from trainer import quarantine
 from trainer.errors import diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics
 from trainer.job_data import open_data
@@ -22,7 +21,6 @@ from trainer.run import Position, Run, build_run, resume, save_checkpoint
 from trainer.run_schema import (
     EVALUATION_DIR,
     MODEL_FILE,
-    QUARANTINE_FILE,
     AttemptContext,
     AttemptResult,
     EpochSummary,
@@ -108,7 +106,8 @@ def is_point(batch: int, num_batches: int) -> bool:
 
 
 def log_point(run: Run, position: Position, rate: float) -> None:
-    """Journal the loss since the last point."""
+    """Journal the loss since the last point; fail if too much of the data is unreadable. Called by all ranks."""
+    quarantine.hold_to_limit(run, position)
     metrics = training_metrics(run, rate)
     if run.ranks.is_main:
         run.folder.log(step=position.step, epoch=position.epoch, metrics=metrics)
@@ -131,6 +130,7 @@ def training_metrics(run: Run, rate: float) -> dict[str, float]:
 def finish_epoch(run: Run, position: Position) -> None:
     """Evaluate, record, publish and checkpoint an epoch whose steps are done, and move on to the next."""
     epoch, step = position.epoch, position.step
+    quarantine.hold_to_limit(run, position)
     metrics = training_metrics(run, run.set_learning_rate(step - 1))
     metrics["train/accuracy"] = run.meters.epoch_accuracy()
     num_skipped = num_skipped_steps(run.learner.optimizer)
@@ -147,7 +147,8 @@ def finish_epoch(run: Run, position: Position) -> None:
         run.pulse.enter("recording", epoch=epoch, step=step)
         recording = record_epoch(run, position, epoch)
         metrics |= recording.metrics
-    publish_quarantine(run, position)
+    quarantine.hold_to_limit(run, position)
+    quarantine.publish(run, position)
     if run.ranks.is_main:
         publish_evaluation(run, position, evaluations, recording)
         run.folder.log(step=step, epoch=epoch, metrics=metrics)
@@ -170,29 +171,6 @@ def publish_evaluation(run: Run, position: Position, evaluations: tuple[Evaluati
     )
     name = epoch_file(EVALUATION_DIR, position.epoch, "json")
     run.folder.publish(name, report.model_dump_json().encode(), step=position.step, epoch=position.epoch)
-
-
-def publish_quarantine(run: Run, position: Position) -> None:
-    """List the unreadable examples of all ranks; QuarantineLimitError if they are more than the job tolerates.
-
-    Called by all ranks. Each rank's loader holds its own to the limit; here their sum is.
-    """
-    parts = [run.data.train, run.data.tracked, *run.data.evaluated.values()]
-    found = {bad.example_id: bad for part in parts for bad in part.loader.quarantine}
-    num_train = len(run.data.train.loader.quarantine)
-    total = int(run.ranks.sum_(torch.tensor([num_train]))[0])
-    limit = run.data.train.loader.max_bad_examples
-    if total > limit:
-        raise QuarantineLimitError(
-            f"{total} training examples are unreadable; data.max_bad_fraction ="
-            f" {run.spec.data.max_bad_fraction:g} tolerates {limit}"
-        )
-    lines = [json.dumps({"example_id": b.example_id, "shard": b.shard, "reason": b.reason}) for b in found.values()]
-    gathered = run.ranks.gather_text("\n".join(lines))
-    unique = sorted({line for text in gathered or [] for line in text.split("\n") if line})
-    if unique:
-        data = ("\n".join(unique) + "\n").encode()
-        run.folder.publish(QUARANTINE_FILE, data, step=position.step, epoch=position.epoch)
 
 
 def finish(run: Run, position: Position) -> AttemptResult:
