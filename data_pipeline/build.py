@@ -7,7 +7,7 @@ are whole and builds the others. (Pictures of the source that changed in between
 kept: to begin anew, delete `.building/`.)
 
 A data set of the same recipe that stands in OUT is built again and held against the new bytes, shard by shard: damage
-is repaired, and any other difference refused before anything is changed.
+is repaired, any other difference refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from data_pipeline.spec import Corruption
 from data_pipeline.storage import LocalStorage, Storage, storage_for
 
 NOTES_FILE = f"{BUILDING_DIR}/build.json"
-SCRATCH_DIR = "scratch"
+SCRATCH_PREFIX = "scratch-"
 LOCK_FILE = ".lock"
 
 
@@ -97,7 +97,7 @@ def build(
     with _scratch(storage) as scratch:
         standing = _standing(storage, listing, force=options.force)
         if standing is None:
-            _begin(storage, listing)
+            _begin(storage, listing, force=options.force)
         builder = PartBuilder(
             source=source,
             out=storage.url,
@@ -120,17 +120,27 @@ def _standing(storage: Storage, listing: Listing, *, force: bool) -> Manifest | 
     if force or not storage.exists(MANIFEST_FILE):
         return None
     standing = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")
+    _refuse_others_shards(standing)
     if standing.recipe != listing.recipe:
         raise ValueError(other_data_set(storage.url, standing.name))
     return standing
 
 
-def _begin(storage: Storage, listing: Listing) -> None:
-    """Note what may be left behind; then a data set that is to be replaced ceases to be one."""
-    files = {*_known_files(storage)}
-    for split in listing.examples:
-        for name in (listing.part_name(split, number) for number in range(listing.num_parts(split))):
-            files |= {f"{name}{SHARD_SUFFIX}", f"{name}{INDEX_SUFFIX}", record_path(name)}
+def _begin(storage: Storage, listing: Listing, *, force: bool) -> None:
+    """Note what may be left behind; then a data set that is to be replaced ceases to be one.
+
+    ValueError if shards that no build has made would be overwritten: always, where a manifest says so, and else unless
+    `force`.
+    """
+    known = {*_known_files(storage)}
+    names = [
+        listing.part_name(split, number) for split in listing.examples for number in range(listing.num_parts(split))
+    ]
+    firsts = [f"{listing.part_name(split, 0)}{SHARD_SUFFIX}" for split in listing.examples]
+    for path in firsts if not force else ():
+        if path not in known and storage.exists(path):
+            raise ValueError(f"{storage.url}: {path} is there already; choose another folder, or --force to replace it")
+    files = known.union(*((f"{name}{SHARD_SUFFIX}", f"{name}{INDEX_SUFFIX}", record_path(name)) for name in names))
     storage.write(NOTES_FILE, _Notes(files=tuple(sorted(files))).model_dump_json().encode())
     storage.delete(MANIFEST_FILE)
 
@@ -145,7 +155,13 @@ def _known_files(storage: Storage) -> Iterator[str]:
             manifest = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")
         except ValueError:
             return  # whatever it was: nobody can say what belongs to it
+        _refuse_others_shards(manifest)
         yield from _files(manifest)
+
+
+def _refuse_others_shards(manifest: Manifest) -> None:
+    if not manifest.recipe.owns_shards:
+        raise ValueError(f"{manifest.storage.url} holds shards that no build has made; choose another folder")
 
 
 def _build_parts(
@@ -210,20 +226,22 @@ def _scratch(storage: Storage) -> Iterator[Path]:
     """A local folder for shards that are being written. A local data set is locked meanwhile, and the folder lies in
     it, so that shards need not be copied."""
     if not isinstance(storage, LocalStorage):
-        with tempfile.TemporaryDirectory(prefix="hush-build-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="hush-build-") as temporary:
+            yield Path(temporary)
         return
+    building = storage.path(BUILDING_DIR)
     Path(storage.url).mkdir(parents=True, exist_ok=True)
     with _locked(storage):
-        scratch = storage.path(f"{BUILDING_DIR}/{SCRATCH_DIR}")
-        shutil.rmtree(scratch, ignore_errors=True)  # of a build that was killed: we hold the lock
-        scratch.mkdir(parents=True)
+        building.mkdir(exist_ok=True)
+        for folder in building.glob(f"{SCRATCH_PREFIX}*"):
+            shutil.rmtree(folder, ignore_errors=True)  # of builds that were killed: we hold the lock
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=building))
         try:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             with suppress(OSError):
-                scratch.parent.rmdir()  # unless there are notes in it, for the next build
+                building.rmdir()  # unless there are notes in it, for the next build
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_pipeline import decode
 from data_pipeline.errors import BadImageError, StorageError
-from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
+from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL, column_values
 from data_pipeline.manifest import FileEntry, Manifest, Shard, Split
 from data_pipeline.processes import OnStep, map_unordered, sensible_num_processes
 from data_pipeline.storage import Storage, storage_for
@@ -99,8 +100,8 @@ class _Report:
     shard: str
     problems: tuple[Problem, ...]
     example_ids_M: pa.Array | None = None
-    ordinals_M: NDArray[np.int64] | None = None
-    given_labels_M: NDArray[np.int64] | None = None
+    ordinals_M: NDArray[np.integer[Any]] | None = None
+    given_labels_M: NDArray[np.integer[Any]] | None = None
     num_clean_labels: int = 0
 
 
@@ -128,13 +129,13 @@ class _ShardChecker:
                 problems.append(Problem(shard.path, None, "no picture is hurt: headers, labels or padding are"))
         else:
             on_step(shard.num_examples)
-        clean_labels_M = index["clean_label"].to_numpy()
+        clean_labels_M = column_values(index, "clean_label")
         return _Report(
             shard.path,
             tuple(problems),
             index["example_id"].combine_chunks(),
-            index["ordinal"].to_numpy(),
-            index["given_label"].to_numpy(),
+            column_values(index, "ordinal"),
+            column_values(index, "given_label"),
             int((clean_labels_M != UNKNOWN_LABEL).sum()),
         )
 
@@ -202,7 +203,7 @@ def _twice(reports: Sequence[_Report]) -> Iterator[Problem]:
     """Ids that stand for more than one example of the data set."""
     known = [(report.shard, report.example_ids_M) for report in reports if report.example_ids_M is not None]
     counts = pc.value_counts(pa.chunked_array([ids_M for _, ids_M in known], pa.string()))
-    often = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    often = counts.field("values").filter(pc.greater(counts.field("counts"), pa.scalar(1, pa.int64())))
     for shard, ids_M in known if len(often) else ():
         for example_id in pc.unique(ids_M.filter(pc.is_in(ids_M, often))).to_pylist():
             yield Problem(shard, example_id, "the id stands for more than one example of the data set")

@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 Task_contra = TypeVar("Task_contra", contravariant=True)
 Result_co = TypeVar("Result_co", covariant=True)
 
-EXAMPLES_PER_PROCESS = 5000
-"""Take about as long as the start of a process: two seconds."""
+EXAMPLES_PER_PROCESS = 10_000
+"""Take about as long as the start of a process: two or three seconds."""
 
 OnStep = Callable[[int], None]
 """Told how many examples have been dealt with since it was told last."""

@@ -84,9 +84,11 @@ class PartBuilder:
 
     def _finished(self, storage: Storage, part: Part) -> BuiltPart | None:
         """What an earlier build wrote down, if it is still true."""
+        if not storage.exists(record_path(part.name)):
+            return None
         try:
             built = BuiltPart.model_validate_json(storage.read(record_path(part.name)))
-        except (FileNotFoundError, ValidationError):
+        except ValidationError:
             return None
         if built.recipe_sha256 != self.recipe_sha256 or any(file_problem(storage, file) for file in _files(built)):
             return None

@@ -139,6 +139,21 @@ def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
     assert {path.name for path in out.glob("*.tar")} == {"train-000000.tar", "val-000000.tar", "test-000000.tar"}
 
 
+def test_shards_that_no_build_has_made_are_never_lost(clothing, tmp_path):
+    (tmp_path / "train-000000.tar").write_bytes(b"of somebody else")
+    with pytest.raises(ValueError, match=r"train-000000\.tar is there already; choose another folder, or --force"):
+        build_digits(tmp_path)
+    assert (tmp_path / "train-000000.tar").read_bytes() == b"of somebody else"
+    manifest = build_digits(tmp_path, BuildOptions(shard_size=500, force=True))
+    recipe = manifest.recipe.model_copy(update={"owns_shards": False})
+    manifest.model_copy(update={"recipe": recipe}).save(tmp_path)  # as if they had only been indexed
+    before = content_of(tmp_path)
+    for options in (BuildOptions(shard_size=500), BuildOptions(force=True)):
+        with pytest.raises(ValueError, match="holds shards that no build has made; choose another folder"):
+            build_digits(tmp_path, options)
+    assert content_of(tmp_path) == before
+
+
 def test_changed_pictures_under_unchanged_lists_are_another_data_set(clothing, tmp_path):
     before = build_clothing(clothing, tmp_path / "out")
     clothing.image(clothing.val[0]).write_bytes(clothing.image(clothing.val[3]).read_bytes())

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from sample_data import build_clothing, build_digits
 
 from data_pipeline.build import BuildOptions, Progress, build
-from data_pipeline.check import check
 from data_pipeline.sources.base import SourceExample
 from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
 from data_pipeline.sources.digits import Digits
@@ -145,88 +139,6 @@ def test_a_forced_build_that_is_killed_goes_on_and_leaves_nothing_of_the_old_set
     assert not (killed / "manifest.json").exists()
     assert len(resume(killed).read_ids) == 500
     assert content_of(killed) == whole
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path, whole):
-    told: dict[str, list[int]] = {}
-    options = BuildOptions(shard_size=200, num_processes=3)
-    result = build(
-        Digits(), tmp_path, options, lambda progress: told.setdefault(progress.split, []).append(progress.num_done)
-    )
-    assert result.is_new
-    assert content_of(tmp_path) == whole
-    assert {split: counts[-1] for split, counts in told.items()} == {"train": 1297, "val": 200, "test": 300}
-    assert all(counts == sorted(counts) for counts in told.values())
-
-
-class DeadlyDigits(Digits):
-    """Kills the process that reads one of its pictures."""
-
-    def read(self, example: SourceExample) -> bytes:
-        if example.example_id == "digit-1000":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(example)
-
-
-def test_a_process_that_is_killed_is_an_error_and_its_shard_is_built_later(tmp_path, whole):
-    with pytest.raises(ChildProcessError, match=r"process \d+ was killed by signal 9"):
-        build(DeadlyDigits(), tmp_path, BuildOptions(shard_size=200, num_processes=2))
-    assert multiprocessing.active_children() == []
-    assert not (tmp_path / "manifest.json").exists()
-    build(Digits(), tmp_path, OPTIONS)
-    assert content_of(tmp_path) == whole
-
-
-class OddDigits(Digits):
-    """One of its pictures breaks the program that reads it."""
-
-    def read(self, example: SourceExample) -> bytes:
-        if example.example_id == "digit-1000":
-            raise ValueError("digit-1000 is odd")
-        return super().read(example)
-
-
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_an_error_in_a_process_is_raised_here(tmp_path, num_processes):
-    with pytest.raises(ValueError, match="digit-1000 is odd"):
-        build(OddDigits(), tmp_path, BuildOptions(shard_size=200, num_processes=num_processes))
-    assert multiprocessing.active_children() == []
-
-
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
-    code = """
-import pathlib, sys
-from data_pipeline.build import BuildOptions, build
-from data_pipeline.sources.digits import Digits
-if __name__ == "__main__":
-    build(Digits(), pathlib.Path(sys.argv[1]), BuildOptions(shard_size=10, num_processes=2), print)
-"""
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    with subprocess.Popen([sys.executable, script, tmp_path / "out"], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline()  # they are at work
-        children = psutil.Process(parent.pid).children(recursive=True)
-        parent.kill()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert alive == []
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    assert check(build_digits(tmp_path / "out")) == []
-
-
-def test_ctrl_c_ends_a_build_in_processes_without_noise(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "data", "build", "digits", str(tmp_path), "--shard-size", "1",
-         "--processes", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    ) as parent:  # fmt: skip
-        while not list(tmp_path.glob("train-*.tar")):
-            assert parent.poll() is None
-            time.sleep(0.05)
-        os.killpg(parent.pid, signal.SIGINT)
-        _, errors = parent.communicate(timeout=60)
-    assert "Traceback" not in errors
-    assert parent.returncode == 130
 
 
 @pytest.mark.parametrize(("name", "options"), [
