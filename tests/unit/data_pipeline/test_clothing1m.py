@@ -99,7 +99,15 @@ def test_example_id_is_the_key_without_slashes_and_dots(key, example_id, suffix)
 
 
 @pytest.mark.parametrize(
-    "key", ["images/../../etc/passwd.jpg", "/images/a.jpg", "a.jpg", "images/0/00/a.txt", "images.jpg"]
+    "key",
+    [
+        "images/../../etc/passwd.jpg",
+        "images/0/.jpg",
+        "/images/a.jpg",
+        "a.jpg",
+        "images/0/00/a.txt",
+        "images.jpg",
+    ],
 )
 def test_keys_that_are_no_pictures_below_images_are_refused(key):
     with pytest.raises(ValueError, match="must be a path below images/"):
