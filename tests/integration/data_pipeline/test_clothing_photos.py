@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
+from data_pipeline.index_shards import IndexOptions, index_shards
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
 from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
+from data_pipeline.sources.webdataset import LabelPlace, LabelRules
 from data_pipeline.spec import DataSpec
+from data_pipeline.summary import summarise
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "clothing-photos.tar"
 
@@ -59,6 +63,29 @@ def test_building_twice_gives_the_same_checksums(photos, tmp_path):
     again = build_photos(tmp_path)
     assert again.to_bytes() == photos.to_bytes()
     assert check(again) == []
+
+
+def test_notes_and_summary_tell_of_both_labels(photos):
+    with Clothing1M(PHOTOS) as source:
+        sizes, left_out, both = source.notes
+    assert sizes.startswith("lists 14 classes, 3,718 noisy_train, 558 clean_train, 497 clean_val, 746 clean_test; ")
+    assert left_out.startswith("0 of 3,718")
+    assert both.startswith("558 training examples have a clean label too, which differs in 120; 0 clean training")
+    summary = summarise(open_split(photos, "train"))
+    assert (summary.num_wrong, sum(pair.count for pair in summary.confusion)) == (120, 558)
+    assert summary.height.smallest >= 256
+
+
+def test_shards_read_as_somebody_elses_give_the_same_index(photos, tmp_path):
+    shutil.copytree(photos.root, tmp_path / "copy", ignore=shutil.ignore_patterns("*.arrow", "manifest.json"))
+    rules = LabelRules(LabelPlace.parse("cls"), LabelPlace.parse("json:clean_label"), photos.classes)
+    indexed = index_shards(tmp_path / "copy", IndexOptions("photos", rules, num_processes=2))
+    for name in photos.splits:
+        ours, theirs = open_split(photos, name), open_split(indexed, name)
+        assert [shard.sha256 for shard in theirs.shard_files] == [shard.sha256 for shard in ours.shard_files]
+        assert list(theirs.example_ids) == list(ours.example_ids)
+        for column in ("offsets", "lengths", "checksums", "heights", "widths", "given_labels", "clean_labels"):
+            np.testing.assert_array_equal(getattr(theirs, column), getattr(ours, column))
 
 
 def test_every_photograph_decodes(photos):
