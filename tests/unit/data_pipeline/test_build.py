@@ -139,7 +139,7 @@ def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
     assert {path.name for path in out.glob("*.tar")} == {"train-000000.tar", "val-000000.tar", "test-000000.tar"}
 
 
-def test_shards_that_no_build_has_made_are_never_lost(clothing, tmp_path):
+def test_shards_that_no_build_has_made_are_never_lost(tmp_path):
     (tmp_path / "train-000000.tar").write_bytes(b"of somebody else")
     with pytest.raises(ValueError, match=r"train-000000\.tar is there already; choose another folder, or --force"):
         build_digits(tmp_path)
