@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from trainer.optim import kernels
 from trainer.optim.ivon import IVON
 from trainer.optim.ivon_rules import next_hessian
 
@@ -50,7 +51,18 @@ def assert_same(ours, theirs):
 # ------------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("options", [{}, {"mc_samples": 2}, {"mc_samples": 4, "antithetic": True}, {"debias": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mc_samples": 2},
+        {"mc_samples": 4, "antithetic": True},
+        {"debias": False},
+        {"hess_approx": "gradsq"},
+        {"fixed_hessian": True},
+    ],
+    ids=str,
+)
 def test_resuming_is_exact(options):
     whole = small_net()
     optimizer = IVON(whole.parameters(), lr=0.1, ess=100, beta2=0.99, seed=3, **options)
@@ -155,6 +167,28 @@ def test_contiguous_state_loads_into_channels_last_weights():
     hess = loaded.state[other[0].weight]["hess"]
     assert hess.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(hess, optimizer.state[model[0].weight]["hess"])
+
+
+@pytest.mark.parametrize("smallest_fused", [1, kernels.MIN_FUSED_WEIGHTS], ids=["compiled", "plain"])
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (40, 40, 9, 9)])  # the larger is worked through in pieces
+def test_state_follows_weights_that_move_to_another_memory_format(shape, smallest_fused, monkeypatch):
+    monkeypatch.setattr(kernels, "MIN_FUSED_WEIGHTS", smallest_fused)
+    slopes = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    ends = []
+    for is_moved in (False, True):
+        layer = nn.ParameterList([torch.ones(shape)])
+        optimizer = IVON(layer.parameters(), lr=0.1, ess=100, beta2=0.5, hess_approx="gradsq")
+        for step in range(4):
+            if is_moved and step == 2:
+                layer.to(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            with optimizer.sampled_params(train=True):
+                (slopes * layer[0]).sum().backward()
+            optimizer.step()
+        ends.append([layer[0].detach(), *optimizer.posterior().standard_deviations()])
+    for plain, moved in zip(*ends, strict=True):
+        assert plain.stride() != moved.stride()
+        torch.testing.assert_close(plain, moved)
 
 
 # ------------------------------------------------------------------------------------------------- what it leaves alone
@@ -274,6 +308,31 @@ def test_prediction_samples_do_not_disturb_training():
     assert_same(snapshot(model, optimizer), snapshot(twin, other))
 
 
+def test_a_first_prediction_may_be_in_inference_mode():
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100) for m in (model, twin))
+    with torch.inference_mode(), optimizer.sampled_params():
+        pass
+    take_steps(model, optimizer, 2)
+    take_steps(twin, other, 2)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+def test_each_sample_is_seen_through_an_autocast_around_all_of_them():
+    model = nn.Linear(4, 3)
+    optimizer = IVON(model.parameters(), lr=0.1, ess=10, mc_samples=2)
+    inputs, outputs = torch.randn(5, 4), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            with optimizer.sampled_params(train=True):
+                expected = F.linear(inputs, model.weight.detach().clone(), model.bias.detach().clone())
+                outputs.append(model(inputs))
+                assert torch.equal(outputs[-1], expected)
+                outputs[-1].sum().backward()
+        assert torch.equal(model(inputs), F.linear(inputs, model.weight.clone(), model.bias.clone()))
+    assert not torch.equal(*outputs)
+
+
 def test_sigma_of_the_step_is_that_of_the_sample():
     """A schedule that moves ess between sampling and step doesn't change the Hessian's estimate."""
     hessians = []
@@ -302,6 +361,21 @@ def test_gradients_accumulate_inside_a_sample():
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("mc_samples", [1, 2])
+def test_gradients_may_be_cleared_inside_the_sample(mc_samples):
+    """As ivon-opt's own description has it."""
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=mc_samples) for m in (model, twin))
+    for _ in range(3):
+        for _ in range(mc_samples):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                F.cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+    take_steps(twin, other, 3)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
+
+
 def test_calls_out_of_order_are_refused():
     model = small_net()
     optimizer = IVON(model.parameters(), lr=0.1, ess=100)
@@ -312,6 +386,21 @@ def test_calls_out_of_order_are_refused():
         pass
     with pytest.raises(RuntimeError, match="step\\(\\)"), optimizer.sampled_params(train=True):
         pass
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_calls_inside_an_open_sample_are_refused(sample):
+    model = small_net()
+    optimizer = IVON(model.parameters(), lr=0.1, ess=100, mc_samples=2)
+    before = [p.detach().clone() for p in model.parameters()]
+    for misuse, message in ((optimizer.step, "stands after it"), (lambda: take_steps(model, optimizer, 1), "open")):
+        for _ in range(sample):
+            with optimizer.sampled_params(train=True):
+                F.cross_entropy(model(IMAGES), LABELS).backward()
+        with pytest.raises(RuntimeError, match=message), optimizer.sampled_params(train=True):
+            misuse()
+        assert_same(list(model.parameters()), before)
+        assert all(optimizer.state[p]["step"] == 0 for p in model.parameters())
 
 
 def test_step_with_a_closure_returns_its_loss():
@@ -327,6 +416,25 @@ def test_step_with_a_closure_returns_its_loss():
 
     losses = [optimizer.step(closure) for _ in range(20)]
     assert losses[-1] < losses[0]
+
+
+def test_a_closure_is_called_for_each_sample_and_the_mean_loss_returned():
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=2) for m in (model, twin))
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        with optimizer.sampled_params(train=True):
+            loss = F.cross_entropy(model(IMAGES), LABELS)
+            loss.backward()
+        losses.append(loss.item())
+        return loss.item()
+
+    assert optimizer.step(closure) == pytest.approx(sum(losses) / 2)
+    assert losses[0] != losses[1]
+    take_steps(twin, other, 1)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,43 @@ def test_state_loads_into_another_memory_format(method):
         assert ours.data_ptr() != theirs.data_ptr()
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_state_follows_weights_that_move_to_another_memory_format(method):
+    learner, plain = learner_for(method), learner_for(method)
+    for num_steps in range(5):
+        if num_steps == 2:
+            learner.model.to(memory_format=torch.channels_last)
+        step(method, learner)
+        step(method, plain)
+    weight = learner.model[0].weight
+    assert not weight.is_contiguous()
+    if method.kind == "bsam":  # whose noise fills the memory in its own order
+        assert learner.optimizer.state[weight]["precision"].stride() == weight.stride()
+    else:
+        torch.testing.assert_close(weights_of(learner.model), weights_of(plain.model), rtol=1e-9, atol=1e-11)
+
+
+def test_a_first_prediction_of_bsam_may_be_in_inference_mode():
+    learner, twin = learner_for(METHODS["bsam"]), learner_for(METHODS["bsam"])
+    with torch.inference_mode(), learner.optimizer.sampled_params():
+        pass
+    step(METHODS["bsam"], learner)
+    step(METHODS["bsam"], twin)
+    assert_same(tensors_of(learner), tensors_of(twin))
+
+
+def test_perturbed_weights_are_seen_through_an_autocast_around_both_passes():
+    model = nn.Linear(4, 3)
+    optimizer = SAM(model.parameters(), lr=0.1, rho=0.5)
+    inputs = torch.randn(5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = model(inputs)
+        first.sum().backward()
+        with optimizer.perturbed():
+            assert not torch.equal(model(inputs), first)
+        assert torch.equal(model(inputs), first)
+
+
 def test_bsam_says_so_where_it_goes_on_with_another_generator():
     optimizer = learner_for(METHODS["bsam"]).optimizer
     saved = optimizer.state_dict()
