@@ -61,7 +61,7 @@ class TrainingNoise:
         self._slot_of_row: Final = slots
         self._histogram: Final = ClassHistogram(num_classes, ranks.device)
         self._tracked: Final = torch.zeros(2, len(tracked_rows) + 1, device=ranks.device)
-        """‖ε‖² and whether it was measured, by slot; what belongs to none goes into a last column, which nobody reads."""
+        """‖ε‖² and whether it was measured, by slot; the last column is for what belongs to none."""
         self._is_fed = False
 
     def add(self, epsilon_sq_B: Tensor, labels_B: Tensor, valid_B: Tensor, rows_B: Tensor) -> None:
