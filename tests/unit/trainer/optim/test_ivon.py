@@ -209,6 +209,19 @@ def test_frozen_parameters_get_no_noise_and_no_decay_and_change_no_ones_noise():
 
 
 @pytest.mark.parametrize("mc_samples", [1, 2])
+def test_a_gradient_left_over_in_a_frozen_parameter_counts_for_nothing(mc_samples):
+    weight, frozen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = IVON([weight, frozen], lr=0.1, ess=100, mc_samples=mc_samples)
+    for _ in range(mc_samples):
+        with optimizer.sampled_params(train=True):
+            weight.grad, frozen.grad = torch.ones(3), torch.full((3,), math.nan)
+    optimizer.step()
+    assert optimizer.num_skipped_steps == 0
+    assert torch.equal(frozen, torch.ones(3))
+    assert not torch.equal(weight, torch.ones(3))
+
+
+@pytest.mark.parametrize("mc_samples", [1, 2])
 def test_a_parameter_without_a_gradient_does_not_move(mc_samples):
     model = small_net()
     unused = nn.Parameter(torch.ones(3))
@@ -306,6 +319,27 @@ def test_prediction_samples_do_not_disturb_training():
         with optimizer.sampled_params():
             pass
     assert_same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+def test_predictions_draw_other_noise_than_training_and_go_on_after_a_resumption():
+    weight = nn.Parameter(torch.zeros(1000))
+    optimizer = IVON([weight], lr=0.0, ess=100)
+
+    def sample(optimizer, *, train):
+        with optimizer.sampled_params(train=train):
+            weight.sum().backward()
+            return weight.detach().clone()
+
+    drawn = [sample(optimizer, train=False) for _ in range(2)]
+    for _ in range(3):
+        drawn.append(sample(optimizer, train=True))
+        optimizer.step()
+    resumed = IVON([weight], lr=0.0, ess=100)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    drawn.append(sample(optimizer, train=False))
+    assert torch.equal(sample(resumed, train=False), drawn[-1])
+    correlation = torch.corrcoef(torch.stack(drawn)) - torch.eye(6)
+    assert correlation.abs().max() < 0.2
 
 
 def test_a_first_prediction_may_be_in_inference_mode():
