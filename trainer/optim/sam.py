@@ -66,6 +66,16 @@ class SAM(SkippingOptimizer):
         options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, {"lr": lr, "rho": rho, **options})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; ValueError for one with gaps in its memory, which torch's fused kernel would walk through."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if torch.empty_like(parameter).stride() != parameter.stride():
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} has strides {parameter.stride()}: its elements must"
+                    f" fill one stretch of memory, as after .contiguous()"
+                )
+
     @contextmanager
     def perturbed(self) -> Iterator[None]:
         """The weights are w + ρu inside, and w again after, bit for bit. The gradients at hand are used up."""

@@ -21,6 +21,7 @@ from tests.sharpness_steps import (
     weights_of,
 )
 from trainer.optim.bsam import BSAM
+from trainer.optim.looksam import LookSAM
 from trainer.optim.msam import MSAM
 from trainer.optim.sam import ASAM, SAM, sam_directions
 from trainer.steps import step_for
@@ -290,3 +291,10 @@ def test_a_skipped_sam_step_keeps_looksams_component():
     step(method, learner)
     hook.remove()
     assert torch.equal(learner.optimizer.state[weight]["component"], component)
+
+
+@pytest.mark.parametrize("kind", [SAM, ASAM, LookSAM, MSAM])
+def test_weights_with_gaps_in_their_memory_are_refused(kind):
+    kind([nn.Parameter(torch.ones(4, 2).t())], lr=0.1)  # no gaps, only another order
+    with pytest.raises(ValueError, match=r"strides \(4, 1\): its elements must fill one stretch of memory"):
+        kind([nn.Parameter(torch.ones(4, 4)[:, :2])], lr=0.1)
