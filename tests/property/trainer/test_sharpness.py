@@ -9,7 +9,7 @@ from torch import nn
 from trainer.optim.bsam import next_mean, next_momentum, next_precision
 from trainer.optim.looksam import across, correction
 from trainer.optim.msam import msam_directions
-from trainer.optim.perturbation import displaced
+from trainer.optim.perturbation import SMALLEST_NORM, displaced
 from trainer.optim.sam import asam_directions, sam_directions
 
 SHAPES = st.lists(st.lists(st.integers(1, 3), max_size=4), min_size=1, max_size=4)
@@ -31,8 +31,10 @@ def vector(tensors):
 def test_directions_have_length_one_along_and_against(shapes, seed, scale):
     tensors = normal(shapes, seed, scale)
     along, against = vector(sam_directions(tensors)), vector(msam_directions(tensors))
-    assert along.norm().item() == pytest.approx(1, abs=1e-5)
-    assert (along @ vector(tensors)).item() == pytest.approx(vector(tensors).norm().item(), rel=1e-5)
+    norm = vector(tensors).norm().item()
+    length = norm / (norm + SMALLEST_NORM)  # 1, but for the smallest gradients
+    assert along.norm().item() == pytest.approx(length, rel=1e-9)
+    assert (along @ vector(tensors)).item() == pytest.approx(length * norm, rel=1e-9)
     assert torch.equal(along, -against)
 
 
