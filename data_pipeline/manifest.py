@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, 
 
 from data_pipeline.errors import StorageError
 from data_pipeline.spec import Corruption
-from data_pipeline.storage import LocalStorage, Patience, Storage, inside, split_url, storage_for
+from data_pipeline.storage import USUAL_PATIENCE, LocalStorage, Patience, Storage, inside, split_url, storage_for
 
 MANIFEST_FILE = "manifest.json"
 
@@ -120,7 +120,7 @@ class Manifest(Record):
         return self
 
     @classmethod
-    def load(cls, url: str | Path, patience: Patience = Patience()) -> Manifest:
+    def load(cls, url: str | Path, patience: Patience = USUAL_PATIENCE) -> Manifest:
         """Read `manifest.json` at a path, s3:// or http(s)://; a ValueError says in one line what is wrong with it.
 
         A storage that cannot be reached is a StorageError: it may be back later.

@@ -73,7 +73,10 @@ class Patience:
     """A connection that sends nothing for so many seconds is cut, and what is missing is asked for again."""
 
 
-def storage_for(url: str | Path, patience: Patience = Patience()) -> Storage:
+USUAL_PATIENCE = Patience()
+
+
+def storage_for(url: str | Path, patience: Patience = USUAL_PATIENCE) -> Storage:
     """The storage whose root is this folder or URL; ValueError for what is neither a path, s3:// nor http(s)://."""
     if not is_remote(url):
         return LocalStorage(Path(url))

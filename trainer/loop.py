@@ -49,7 +49,7 @@ def train(
         run.supervisor.began(finished_epochs(run) if ranks.is_main else ())
         while position.epoch <= run.spec.schedule.epochs:
             train_epoch(run, position)
-            if run.is_over:
+            if run.is_over():
                 save_checkpoint(run, position)
                 break
             finish_epoch(run, position)
@@ -69,7 +69,7 @@ def train_epoch(run: Run, position: Position) -> None:
     run.network.train()
     loader, num_left = run.data.train.loader, run.steps_per_epoch - position.batch
     for batch in islice(loader.epoch(position.epoch, loader.examples_before(position.batch)), num_left):
-        if run.is_over:
+        if run.is_over():
             return
         rate = run.set_learning_rate(position.step)
         train_step(run, batch)
@@ -80,7 +80,8 @@ def train_epoch(run: Run, position: Position) -> None:
             continue
         if is_point(position.batch, run.steps_per_epoch):
             log_point(run, position, rate)
-        if position.step % (run.spec.fault_tolerance.checkpoint_every_steps or position.step + 1) == 0:
+        every_steps = run.spec.fault_tolerance.checkpoint_every_steps
+        if every_steps and position.step % every_steps == 0:
             save_checkpoint(run, position)
 
 

@@ -71,9 +71,8 @@ class Run:
         """Optimizer steps an epoch, the same on every rank."""
         return steps_per_epoch(self.spec, self.data)
 
-    @property
     def is_over(self) -> bool:
-        """Whether the ranks agreed to stop early."""
+        """Whether the ranks agreed to stop early. Called by all ranks."""
         return self.pulse.stop_agreed()
 
     def set_learning_rate(self, step: int) -> float:

@@ -183,7 +183,7 @@ class Histogram(Schema):
     """Sum of counts."""
     mean: float
     quantiles: dict[str, float]
-    """Percentiles by name (`p50`), interpolated inside a bin."""
+    """Percentiles by name (`p50`), interpolated inside a bin: off by its width, a factor of 1.21, at most."""
 
 
 class LabelNoiseRecord(Schema):
@@ -271,7 +271,7 @@ EXAMPLE_COLUMNS = {
     "loss": "-log p_given, in nats",
     "margin": "logit of the given label minus the largest other logit",
     "entropy": "entropy of the prediction, in nats",
-    "epsilon_exact": "‖ε‖₂ of Eq. 16; null without a posterior",
+    "epsilon_exact": "‖ε‖₂ of Eq. 16, which few weight samples make somewhat larger; null without a posterior",
     "epsilon_exact_given": "component of that ε at the given label, signed",
     "epsilon_linearised": "root mean square over draws of ‖ε‖₂ of Eq. 20; null without a posterior",
     "epsilon_training": "‖ε‖₂ of Eq. 20 as the epoch's training step told it (IVON with antithetic pairs), else null",

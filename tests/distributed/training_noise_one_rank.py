@@ -54,10 +54,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
             noise = TrainingNoise(NUM_CLASSES, NUM_TRAIN, TRACKED, ranks)
             noise.load_state_dict(state[0])
     found = noise.over_ranks()
-    if ranks.is_main:
-        torch.save({"table": found.histogram.table, "tracked": torch.from_numpy(found.tracked_N)}, folder / "noise.pt")
-    else:
-        assert found.histogram.is_empty
+    held = {"table": found.histogram.table, "tracked": torch.from_numpy(found.tracked_N)}
+    torch.save(held, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 
 

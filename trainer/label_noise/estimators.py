@@ -142,7 +142,7 @@ class EstimateOptions:
 class NoiseEstimate:
     """What is known of a batch at the posterior."""
 
-    logits_mean_BC: Tensor
+    logits_at_mean_BC: Tensor
     """Logits at the posterior mean, in the precision of the weights."""
     exact_BC: Tensor | None
     """ε of Eq. 16, float64; its components sum to zero. None if not asked for, or without a posterior."""
@@ -172,7 +172,7 @@ def estimate(
             elif wants_linearised:
                 linearised_sq_B += half_difference(plus_BC, minus_BC).square().sum(dim=1)
     return NoiseEstimate(
-        logits_mean_BC=logits_BC,
+        logits_at_mean_BC=logits_BC,
         exact_BC=exact_BC / len(options.draws) if wants_exact else None,
         linearised_sq_B=linearised_sq_B / len(options.draws) if wants_linearised else None,
     )

@@ -51,7 +51,7 @@ _SCHEMA = pa.schema([(name, _TYPES.get(name, pa.float32())) for name in EXAMPLE_
 
 def example_rows(slots_B: Tensor, given_labels_B: Tensor, estimate: NoiseEstimate) -> Tensor:
     """Rows (B, len(ROW_COLUMNS)) of a batch, float64. A slot is an example's position in the record; -1 is padding."""
-    logits_BC = estimate.logits_mean_BC.double()
+    logits_BC = estimate.logits_at_mean_BC.double()
     log_p_BC = logits_BC.log_softmax(dim=1)
     given_B1 = given_labels_B[:, None]
     log_p_given_B = log_p_BC.gather(1, given_B1)[:, 0]

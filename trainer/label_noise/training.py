@@ -61,7 +61,7 @@ class TrainingNoise:
         self._slot_of_row: Final = slots
         self._histogram: Final = ClassHistogram(num_classes, ranks.device)
         self._tracked: Final = torch.zeros(2, len(tracked_rows) + 1, device=ranks.device)
-        """‖ε‖² and whether it was measured, by slot; what belongs to none goes into a last column."""
+        """‖ε‖² and whether it was measured, by slot; the last column is for what belongs to none."""
         self._is_fed = False
 
     def add(self, epsilon_sq_B: Tensor, labels_B: Tensor, valid_B: Tensor, rows_B: Tensor) -> None:
@@ -111,7 +111,6 @@ class TrainingNoise:
 
         So a run that goes on and one that is taken up from a checkpoint add the same floats in the same order.
         """
-        self._tracked[:, -1] = 0
         for table in (self._histogram.table, self._tracked):
             self._ranks.sum_(table)
             if not self._ranks.is_main:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.optim.factor import Factor
+from trainer.optim.layout import follow
 from trainer.optim.noise import DrawKey, Stream, warn_of_other_noise
 from trainer.optim.perturbation import displaced
 from trainer.optim.posterior import Posterior
@@ -160,8 +161,10 @@ class BSAM(SkippingOptimizer):
         """momentum m and precision s, laid out like the parameter."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
-            state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
-            state["precision"] = torch.full_like(parameter, group["precision_init"], requires_grad=False)
+            with torch.inference_mode(False):  # a first prediction may well be in it; training could not write then
+                state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
+                state["precision"] = torch.full_like(parameter, group["precision_init"], requires_grad=False)
+        follow(state["precision"], parameter)  # the kernels that draw samples walk the memory of both
         return state
 
     def _counters(self) -> dict[str, Any]:

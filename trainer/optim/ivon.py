@@ -21,8 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -30,37 +29,13 @@ from torch.optim import Optimizer
 
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import LARGEST, HessApprox, Rule, check, largest_squarable_gradient, squared_gradient
+from trainer.optim.ivon_samples import Gradient, Samples
 from trainer.optim.kernels import Draw, Kernels, Move, kernels_for
 from trainer.optim.kernels.eager import EagerKernels
+from trainer.optim.layout import follow
 from trainer.optim.noise import DrawKey, NoiseSource, Stream, warn_of_other_noise
 from trainer.optim.posterior import MeanStore, Posterior
 from trainer.optim.rank_average import Averages, average_now, num_ranks, this_rank
-
-
-class _Gradient(NamedTuple):
-    """A parameter's gradient, and the group it is in."""
-
-    parameter: Tensor
-    group: int
-    """Position among the groups."""
-    value: Tensor
-
-
-@dataclass
-class _Samples:
-    """The MC samples taken since the last step."""
-
-    count: int = 0
-    is_open: bool = False
-    """Whether the weights are a training sample at the moment."""
-    factors: dict[Tensor, Factor] = field(default_factory=dict)
-    """As they were when the newest sample was drawn: σ stays that of the sample if a schedule moves λ or δ."""
-    grads: dict[Tensor, Tensor] = field(default_factory=dict)
-    """Σ ĝ by parameter; only used with several samples a step."""
-    estimates: dict[Tensor, Tensor] = field(default_factory=dict)
-    """Σ f by parameter; only used with several samples a step, or averaged over ranks."""
-    averages: Averages = field(default_factory=dict)
-    """f of the newest sample, of the parameters whose gradient is averaged over ranks already."""
 
 
 class IVON(Optimizer):
@@ -122,7 +97,7 @@ class IVON(Optimizer):
         self._num_predictions = 0
         self._num_skipped = 0  # up to the last load_state_dict
         self._num_skipped_since: Tensor | None = None  # on the device, so that counting needs no synchronisation
-        self._samples = _Samples()
+        self._samples = Samples()
         defaults = {
             "lr": lr,
             "ess": ess,
@@ -168,13 +143,15 @@ class IVON(Optimizer):
                 yield
             return
         samples = self._samples
+        if samples.is_open:
+            raise RuntimeError("a training sample is open already: leave its sampled_params before the next")
         if samples.count == self.mc_samples:
             raise RuntimeError(
                 f"all mc_samples ({self.mc_samples}) of this step are taken: call step() before the next"
             )
         posterior = self.posterior()
         samples.factors = {factor.parameter: factor for factor in posterior.factors}
-        samples.averages = {}
+        samples.kernels, samples.averages = posterior.kernels, {}
         draw = self._draw(samples.count)
         try:
             with posterior.perturbed(draw.key, draw.sign):
@@ -182,13 +159,15 @@ class IVON(Optimizer):
                 yield
             self._add_sample()
         except BaseException:
-            self._samples = _Samples()
+            self._samples = Samples()
             raise
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; with one sample a step also that sample, whose gradient they are."""
-        if self.mc_samples == 1:
-            self._samples = _Samples()
+        """Clear the gradients; with one sample a step also that sample, whose gradient they are, unless it is open."""
+        if self._samples.is_open:
+            self._samples.averages = {}  # of the gradients that go
+        elif self.mc_samples == 1:
+            self._samples = Samples()
         super().zero_grad(set_to_none)
 
     @overload
@@ -199,26 +178,31 @@ class IVON(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update mean and Hessian from the samples taken since the last step."""
+        """Update mean and Hessian from the samples taken since the last step.
+
+        `closure` takes one sample and returns its loss; it is called for each of `mc_samples`, and the mean returned.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
-        if self._samples.count == 0:
-            raise RuntimeError("step() needs gradients taken inside `with optimizer.sampled_params(train=True)`")
+                loss = sum(closure() for _ in range(self.mc_samples)) / self.mc_samples
+        samples = self._samples
+        if samples.is_open or samples.kernels is None:
+            raise RuntimeError(
+                "step() needs gradients taken inside `with optimizer.sampled_params(train=True)`, and stands after it"
+            )
         gradients = list(self._mean_gradients())
         if gradients:
-            kernels = self._find_kernels()
             # Estimates too: gradients of several samples or ranks can cancel where their estimates overflow.
-            estimates = [f for g in gradients if (f := self._samples.estimates.get(g.parameter)) is not None]
-            usable = kernels.usable([*(gradient.value for gradient in gradients), *estimates], self._largest())
+            estimates = [f for g in gradients if (f := samples.estimates.get(g.parameter)) is not None]
+            usable = samples.kernels.usable([*(gradient.value for gradient in gradients), *estimates], self._largest())
             self._count(gradients, usable)
             draw = self._draw(0)
             for number, group in enumerate(self.param_groups):
                 moves = [self._move(gradient) for gradient in gradients if gradient.group == number]
-                kernels.update(moves, self._rule(group), draw, usable)
+                samples.kernels.update(moves, self._rule(group), draw, usable)
         self._num_steps += 1
-        self._samples = _Samples()
+        self._samples = Samples()
         return loss
 
     def needs_estimate(self, parameter: Tensor) -> bool:
@@ -227,27 +211,31 @@ class IVON(Optimizer):
 
     def estimate(self, parameter: Tensor, grad: Tensor) -> Tensor:
         """f of the sample that is open, from this rank's gradient: what is averaged over ranks beside the gradient."""
-        assert self._samples.is_open
-        if parameter in self._samples.averages:
+        samples = self._samples
+        assert samples.is_open
+        assert samples.kernels is not None
+        if parameter in samples.averages:
             raise RuntimeError(
                 "a second backward pass would mix this rank's gradient with the average of the first: inside one"
                 " sampled_params, put all backward passes but the last under DDP's no_sync()"
             )
-        factor = self._samples.factors[parameter]
+        factor = samples.factors[parameter]
         if self._hess_approx == "gradsq":
             return squared_gradient(grad, factor.ess)
-        return self._find_kernels().price(factor, self._draw(self._samples.count), grad)
+        return samples.kernels.price(factor, self._draw(samples.count), grad)
 
     def take_averages(self, averages: Averages) -> None:
         """Take the open sample's estimates, averaged over ranks like the gradients of these parameters."""
         self._samples.averages |= averages
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state dict with one more entry, `ivon`: what the samples of the next step depend on."""
+        """torch's state dict with one more entry, `ivon`: what the next step and its samples depend on beside it."""
         counters = {
             "seed": self._seed,
             "mc_samples": self.mc_samples,
             "antithetic": self._antithetic,
+            "hess_approx": self._hess_approx,
+            "fixed_hessian": self._fixed_hessian,
             "num_steps": self._num_steps,
             "num_predictions": self._num_predictions,
             "num_skipped": self.num_skipped_steps,
@@ -265,10 +253,12 @@ class IVON(Optimizer):
         self._seed = counters["seed"]
         self.mc_samples = counters["mc_samples"]
         self._antithetic = counters["antithetic"]
+        self._hess_approx = counters["hess_approx"]
+        self._fixed_hessian = counters["fixed_hessian"]
         self._num_steps = counters["num_steps"]
         self._num_predictions = counters["num_predictions"]
         self._num_skipped, self._num_skipped_since = counters["num_skipped"], None
-        self._samples = _Samples()
+        self._samples = Samples()
         warn_of_other_noise(counters["noise"], self._find_kernels().noise_name)
         for parameter, state in self.state.items():  # perhaps saved on another device, or in another memory format
             state["step"] = state["step"].to(parameter.device, copy=True)  # torch shares it with the state dict
@@ -288,9 +278,12 @@ class IVON(Optimizer):
         """momentum and hess, laid out like the parameter; step: its updates so far, which debias counts."""
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
-            state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
-            state["hess"] = torch.full_like(parameter, hess_init, requires_grad=False)
+            with torch.inference_mode(False):  # a first prediction may well be in it; training could not write then
+                state["step"] = torch.zeros((), dtype=torch.float64, device=parameter.device)
+                state["momentum"] = torch.zeros_like(parameter, requires_grad=False)
+                state["hess"] = torch.full_like(parameter, hess_init, requires_grad=False)
+        for name in ("momentum", "hess"):
+            follow(state[name], parameter)
         return state
 
     def _find_kernels(self) -> Kernels:
@@ -302,20 +295,20 @@ class IVON(Optimizer):
         rank = this_rank() if self.sync else 0
         return Draw(DrawKey(self._seed, Stream.TRAINING, self._num_steps, number, rank), sign)
 
-    def _gradients(self) -> Iterator[_Gradient]:
+    def _gradients(self) -> Iterator[Gradient]:
         """The gradients that the last sample left in the parameters."""
         for group, _, parameter in self._trainable():
             if parameter.grad is not None and parameter.numel():
-                yield _Gradient(parameter, group, parameter.grad)
+                yield Gradient(parameter, group, parameter.grad)
 
-    def _mean_gradients(self) -> Iterator[_Gradient]:
+    def _mean_gradients(self) -> Iterator[Gradient]:
         """ḡ, over the samples."""
         if self.mc_samples == 1:
             yield from self._gradients()
             return
         for group, _, parameter in self._trainable():
             if parameter in self._samples.grads:
-                yield _Gradient(parameter, group, self._samples.grads[parameter].div_(self._samples.count))
+                yield Gradient(parameter, group, self._samples.grads[parameter].div_(self._samples.count))
 
     @torch.no_grad()
     def _add_sample(self) -> None:
@@ -333,7 +326,7 @@ class IVON(Optimizer):
         samples.is_open = False
         samples.count += 1
 
-    def _add_gradient(self, gradient: _Gradient) -> None:
+    def _add_gradient(self, gradient: Gradient) -> None:
         samples, parameter = self._samples, gradient.parameter
         if parameter in samples.grads:
             samples.grads[parameter].add_(gradient.value)
@@ -348,7 +341,7 @@ class IVON(Optimizer):
                 samples.estimates[parameter] = estimate
         parameter.grad = None
 
-    def _move(self, gradient: _Gradient) -> Move:
+    def _move(self, gradient: Gradient) -> Move:
         """What the step knows of a parameter."""
         state = self.state[gradient.parameter]
         estimate = self._samples.estimates.get(gradient.parameter)
@@ -382,7 +375,7 @@ class IVON(Optimizer):
             return LARGEST
         return largest_squarable_gradient(max(factor.ess for factor in self._samples.factors.values()))
 
-    def _count(self, gradients: list[_Gradient], usable: Tensor) -> None:
+    def _count(self, gradients: list[Gradient], usable: Tensor) -> None:
         """Count the step as one of each parameter's own, or as skipped: on the device, in a few launches."""
         steps = [self.state[gradient.parameter]["step"] for gradient in gradients]
         for device in {step.device for step in steps}:

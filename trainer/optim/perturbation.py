@@ -38,8 +38,10 @@ def displaced(parameters: list[Tensor], offsets: list[Tensor]) -> Iterator[None]
     try:
         with torch.no_grad():
             torch._foreach_add_(parameters, offsets)
+        torch.clear_autocast_cache()  # an autocast around this would go on with bf16 copies of other weights
         del offsets  # if nobody else holds it, its memory serves the passes inside
         yield
     finally:
         with torch.no_grad():
             torch._foreach_copy_(parameters, originals)
+        torch.clear_autocast_cache()

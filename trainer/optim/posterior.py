@@ -29,7 +29,8 @@ class MeanStore:
         means, self._free = self._free, []
         if len(means) == len(factors) and all(_alike(m, f.parameter) for m, f in zip(means, factors, strict=True)):
             return means
-        return [torch.empty_like(factor.parameter, requires_grad=False) for factor in factors]
+        with torch.inference_mode(False):  # nothing outside could write to what was made inside
+            return [torch.empty_like(factor.parameter, requires_grad=False) for factor in factors]
 
     def give_back(self, means: list[Tensor]) -> None:
         """Keep the tensors for the next draw."""
@@ -76,8 +77,10 @@ class Posterior:
         with torch.no_grad():
             self.kernels.perturb(self.factors, means, Draw(draw, sign))
         try:
+            torch.clear_autocast_cache()  # an autocast around this would go on with bf16 copies of other weights
             yield
         finally:
             with torch.no_grad():
                 self.kernels.restore(self.factors, means)
+            torch.clear_autocast_cache()
             self.store.give_back(means)

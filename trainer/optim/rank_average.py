@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from trainer.optim.kernels import is_dense
+from trainer.optim.layout import is_dense
 
 if TYPE_CHECKING:
     from trainer.optim.ivon import IVON

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from trainer.optim.layout import follow, laid_out
 from trainer.optim.perturbation import displaced, divided_by_norm, norm_of
-from trainer.optim.skipping import SkippingOptimizer, gradients_of, laid_out_like
+from trainer.optim.skipping import SkippingOptimizer, gradients_of
 
 
 def sam_directions(gradients: list[Tensor]) -> list[Tensor]:
@@ -65,6 +66,16 @@ class SAM(SkippingOptimizer):
         options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, {"lr": lr, "rho": rho, **options})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; ValueError for one with gaps in its memory, which torch's fused kernel would walk through."""
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if torch.empty_like(parameter).stride() != parameter.stride():
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} has strides {parameter.stride()}: its elements must"
+                    f" fill one stretch of memory, as after .contiguous()"
+                )
+
     @contextmanager
     def perturbed(self) -> Iterator[None]:
         """The weights are w + ρu inside, and w again after, bit for bit. The gradients at hand are used up."""
@@ -95,7 +106,7 @@ class SAM(SkippingOptimizer):
             return
         usable = self._usable(gradients_of([p for _, members in moving for p in members]))
         for group, members in moving:
-            gradients = [laid_out_like(p, g) for p, g in zip(members, gradients_of(members), strict=True)]
+            gradients = [laid_out(g, like=p) for p, g in zip(members, gradients_of(members), strict=True)]
             velocities = [self._velocity(p) if group["momentum"] else None for p in members]
             sgd(
                 members,
@@ -116,6 +127,7 @@ class SAM(SkippingOptimizer):
         state: dict[str, Tensor] = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        follow(state["momentum_buffer"], parameter)  # torch's kernel walks the memory of both
         return state["momentum_buffer"]
 
 

@@ -108,14 +108,6 @@ def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
     return gradients
 
 
-def laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient, copied if its memory runs in another order: fused kernels walk the memory of both side by side."""
-    strides = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
-    if all(size == 1 or ours == theirs for size, ours, theirs in strides):
-        return gradient
-    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-
-
 def _check(options: dict[str, Any]) -> None:
     """Refuse hyperparameters that have no meaning, naming the field, its value and what is allowed."""
     rules: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from data_pipeline.augment import to_model_input
 from tests.training import ALONE, IVON, SGD, Watcher, context_for, digits_spec, noisy_digits, train_alone
 from trainer.calibration import PredictionCounts
-from trainer.evaluate import due_draws, log_mean_softmax, num_statistics_batches, refresh_statistics
+from trainer.evaluate import due_draws, due_splits, log_mean_softmax, num_statistics_batches, refresh_statistics
 from trainer.job_data import open_data
 from trainer.label_noise.estimators import posterior_of
 from trainer.optim.noise import DrawKey, Stream
@@ -96,6 +97,14 @@ def test_averaged_after_the_last_epoch_and_as_often_as_asked(manifest: Path, tmp
         "every": [["val"], ["test", "val"]],
         "none": [[], []],
     }
+
+
+def test_test_is_predicted_after_the_last_epoch_and_after_each_where_there_is_no_val(manifest: Path) -> None:
+    with open_data(digits_spec(manifest), ALONE) as data:
+        assert due_splits(data, is_last=False) == ("val",)
+        assert due_splits(data, is_last=True) == ("val", "test")
+        no_val = replace(data, evaluated={"test": data.evaluated["test"]})
+        assert due_splits(no_val, is_last=False) == due_splits(no_val, is_last=True) == ("test",)
 
 
 def test_a_point_has_nothing_to_average(manifest: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
+from trainer.optim.layout import is_dense
 from trainer.optim.noise import DrawKey, Stream
 
 MIN_FUSED_WEIGHTS = 2**18
@@ -73,14 +74,6 @@ class Kernels(Protocol):
         """IVON's step on momentum, Hessian and mean; nothing changes where `usable` is false."""
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory: contiguous in torch's order or channels last."""
-    return tensor.is_contiguous() or (
-        (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-        or (tensor.dim() == 5 and tensor.is_contiguous(memory_format=torch.channels_last_3d))
-    )
-
-
 def kernels_for(parameters: Sequence[Tensor]) -> Kernels:
     """The fastest kernels that serve all of these parameters."""
     devices = {parameter.device for parameter in parameters}
@@ -89,11 +82,8 @@ def kernels_for(parameters: Sequence[Tensor]) -> Kernels:
     if not (fits and is_large and len(devices) == 1):
         return _eager_kernels()
     device = devices.pop()
-    if device.type == "cpu" and _is_installed("numba"):
-        return _cpu_kernels()
-    if device.type == "cuda" and _is_installed("triton"):
-        return _cuda_kernels(device)
-    return _eager_kernels()
+    compiler = {"cpu": "numba", "cuda": "triton"}.get(device.type)
+    return _compiled_kernels(device) if compiler and _is_installed(compiler) else _eager_kernels()
 
 
 @lru_cache
@@ -109,21 +99,22 @@ def _eager_kernels() -> Kernels:
 
 
 @lru_cache
-def _cpu_kernels() -> Kernels:
-    from trainer.optim.kernels.cpu import CPUKernels  # noqa: PLC0415 (numba takes most of a second to import)
-
-    return CPUKernels()
-
-
-@lru_cache
-def _cuda_kernels(device: torch.device) -> Kernels:
-    """The kernels, after a try: Triton wants a C compiler, and not every GPU will do."""
-    from trainer.optim.kernels.cuda import CUDAKernels  # noqa: PLC0415 (Triton takes most of a second to import)
-
-    kernels = CUDAKernels()
+def _compiled_kernels(device: torch.device) -> Kernels:
+    """The kernels, after a try: numba wants a folder to write to, Triton a C compiler, and not every GPU will do."""
     try:
+        kernels = _kernels_of(device.type)
         kernels.normal(torch.empty(1, device=device), DrawKey(0, Stream.TRAINING, 0, 0), 0)
-    except Exception as error:  # whatever it is that Triton lacks, plain torch does the work
+    except Exception as error:  # whatever it is that they lack, plain torch does the work
         warnings.warn(f"IVON goes on without its compiled kernels, slower: {error}", stacklevel=2)
         return _eager_kernels()
     return kernels
+
+
+def _kernels_of(device_type: str) -> Kernels:
+    if device_type == "cuda":
+        from trainer.optim.kernels.cuda import CUDAKernels  # noqa: PLC0415 (Triton takes most of a second to import)
+
+        return CUDAKernels()
+    from trainer.optim.kernels.cpu import CPUKernels  # noqa: PLC0415 (numba takes most of a second to import)
+
+    return CPUKernels()

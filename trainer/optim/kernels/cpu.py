@@ -22,6 +22,7 @@ from trainer.optim.kernels import Draw, Move
 from trainer.optim.kernels.naming import BLOCK, FIXED, GIVEN, PRICE, SQUARED_GRADIENT, name_of, source_of
 from trainer.optim.kernels.philox import FAST, fill_block
 from trainer.optim.kernels.threads import run_all
+from trainer.optim.layout import laid_out
 from trainer.optim.noise import DrawKey
 
 Array = NDArray[np.float32]
@@ -204,10 +205,8 @@ def _constants(move: Move, rule: Rule, draw: Draw) -> Array:
 
 def _flat(tensor: Tensor, like: Tensor | None = None) -> Array:
     """The tensor's memory as a flat array, in the order of `like`: a view, or a copy where it is laid out otherwise."""
-    tensor = tensor.detach()
-    if like is not None and (tensor.stride() != like.stride() or tensor.dtype != like.dtype):
-        tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
-    array: Array = tensor.as_strided((tensor.numel(),), (1,)).numpy()
+    tensor = tensor if like is None else laid_out(tensor, like)
+    array: Array = tensor.detach().as_strided((tensor.numel(),), (1,)).numpy()
     return array
 
 

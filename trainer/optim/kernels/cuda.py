@@ -22,8 +22,9 @@ from torch import Tensor
 
 from trainer.optim.factor import Factor
 from trainer.optim.ivon_rules import Rule
-from trainer.optim.kernels import Draw, Move, cuda_device, is_dense
+from trainer.optim.kernels import Draw, Move, cuda_device
 from trainer.optim.kernels.naming import BLOCK, GIVEN, LANES, name_of, source_of
+from trainer.optim.layout import is_dense, laid_out
 from trainer.optim.noise import DrawKey
 
 NUM_BLOCKS = 2
@@ -67,7 +68,7 @@ class CUDAKernels:
         """See Kernels."""
         out = torch.empty_like(factor.parameter, requires_grad=False)
         size = out.numel()
-        arrays = (_laid_out(grad, like=out), factor.hess, out, size, _count(out.device))
+        arrays = (laid_out(grad, like=out), factor.hess, out, size, _count(out.device))
         constants = (float(factor.ess), float(factor.weight_decay), draw.sign)
         arguments = (*arrays, factor.index, *constants, *_words(draw.key))
         _launch(cuda_device.price, -(-size // _CHUNK), out.device, arguments)
@@ -94,8 +95,8 @@ def _update(moves: Sequence[Move], source: int, rule: Rule, draw: Draw, usable: 
     rows, kept = [], []  # what is copied into another layout lives until the launch
     for move in moves:
         f, like = move.factor, move.factor.parameter
-        grad = _laid_out(move.grad, like=like)
-        estimate = _laid_out(move.estimate, like=like) if source == GIVEN and move.estimate is not None else None
+        grad = laid_out(move.grad, like=like)
+        estimate = laid_out(move.estimate, like=like) if source == GIVEN and move.estimate is not None else None
         kept += [grad, estimate]
         state = (like.data_ptr(), f.hess.data_ptr(), move.momentum.data_ptr())
         given = 0 if estimate is None else estimate.data_ptr()
@@ -106,13 +107,6 @@ def _update(moves: Sequence[Move], source: int, rule: Rule, draw: Draw, usable: 
     device = moves[0].momentum.device
     arguments = (usable.view(torch.uint8), _count(device), draw.sign, *map(float, constants), *_words(draw.key))
     _launch_on_all(cuda_device.update, rows, device, (*arguments, source, rule.debias))
-
-
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """The tensor with its memory in the order of `like`, which is dense float32: itself, or a copy."""
-    if tensor.dtype == torch.float32 and tensor.stride() == like.stride():
-        return tensor
-    return torch.empty_like(like, requires_grad=False).copy_(tensor)
 
 
 # ------------------------------------------------------------------------------------------------------------- launches

@@ -22,7 +22,8 @@ from trainer.optim.ivon_rules import (
     squared_gradient,
     standard_deviation,
 )
-from trainer.optim.kernels import Draw, Move, is_dense
+from trainer.optim.kernels import Draw, Move
+from trainer.optim.layout import is_dense, laid_out
 from trainer.optim.noise import PIECE, DrawKey, NoiseSource, seeded_normal, seeded_pieces
 
 
@@ -131,6 +132,4 @@ def _pieces(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Tensor:
-    if tensor.stride() != like.stride():
-        tensor = torch.empty_like(like, requires_grad=False).copy_(tensor)
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
+    return laid_out(tensor, like).detach().as_strided((tensor.numel(),), (1,))

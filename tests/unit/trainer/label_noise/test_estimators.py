@@ -220,7 +220,7 @@ def test_batches_microbatches_and_ranks_see_the_same_draws(by, monkeypatch):
     parts = [measure(model, posterior, part, linearised_by=by) for part in IMAGES.split(15)]
     monkeypatch.setattr(estimators, "MICROBATCH", 7)
     small = measure(model, posterior, linearised_by=by)
-    for name in ("logits_mean_BC", "exact_BC", "linearised_sq_B"):
+    for name in ("logits_at_mean_BC", "exact_BC", "linearised_sq_B"):
         torch.testing.assert_close(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
         torch.testing.assert_close(getattr(small, name), getattr(whole, name))
 
@@ -243,7 +243,7 @@ def test_only_what_is_asked_for():
     assert linearised.exact_BC is None
     assert linearised.linearised_sq_B is not None
     point = measure(model, posterior_of(torch.optim.SGD(model.parameters())))
-    assert torch.equal(point.logits_mean_BC, model(IMAGES).detach())
+    assert torch.equal(point.logits_at_mean_BC, model(IMAGES).detach())
     assert point.exact_BC is None
     assert point.linearised_sq_B is None
 
@@ -282,7 +282,7 @@ def test_the_model_is_left_as_it_was(by):
     images = torch.randn(8, 3, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         noise = measure(model, posterior, images, linearised_by=by)
-    assert noise.logits_mean_BC.dtype == torch.float32
+    assert noise.logits_at_mean_BC.dtype == torch.float32
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert [module.training for module in model] == [True, False, True, True, True]
     assert all(p.grad is None for p in model.parameters())

@@ -10,12 +10,13 @@ from trainer.label_noise.histogram import BIN_RATIO, EDGES, NUM_BINS, ClassHisto
 from trainer.run_schema import QUANTILES, LabelNoiseRecord
 
 
-def test_edges_cover_the_range_with_ten_bins_a_decade():
+def test_edges_cover_the_range_with_twelve_bins_a_decade():
     assert EDGES[0] == pytest.approx(1e-8)
     assert EDGES[-1] == pytest.approx(math.sqrt(2))
     assert len(EDGES) == NUM_BINS + 1
     assert np.allclose(np.diff(np.log10(EDGES)), math.log10(BIN_RATIO))
-    assert math.log10(BIN_RATIO) < 1 / 10
+    assert 1 / math.log10(BIN_RATIO) == pytest.approx(12, abs=0.1)
+    assert round(BIN_RATIO, 2) == 1.21  # as its docstring and that of the published quantiles say
 
 
 def test_counts_are_numpys():

@@ -67,7 +67,7 @@ def test_figures_of_the_epoch_are_those_of_the_last_estimate():
     table = recorded().to_table().to_pydict()
     *_, last = estimates()
     given_B = torch.from_numpy(GIVEN)
-    logits_BC = last.logits_mean_BC.double()
+    logits_BC = last.logits_at_mean_BC.double()
     others_BC = logits_BC.masked_fill(F.one_hot(given_B, C).bool(), -torch.inf)
     expected = {
         "predicted_label": logits_BC.argmax(1).double(),

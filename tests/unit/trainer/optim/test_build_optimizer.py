@@ -14,7 +14,9 @@ from trainer.optim.sam import ASAM, SAM
 
 
 def test_ivon_gets_all_of_its_spec():
-    spec = IVONSpec(lr=0.3, hess_init=0.7, beta1=0.8, beta2=0.99, weight_decay=1e-3, num_mc_samples=4, antithetic=True)
+    rates = {"lr": 0.3, "hess_init": 0.7, "beta1": 0.8, "beta2": 0.99, "weight_decay": 1e-3, "clip_radius": 2.0}
+    samples = {"num_mc_samples": 4, "antithetic": True, "noise": "per_rank"}
+    spec = IVONSpec(**rates, **samples, hess_approx="gradsq", fixed_hessian=True, rescale_lr=False)
     optimizer = build_optimizer(spec, nn.Linear(2, 2), num_examples=123, seed=5)
     assert isinstance(optimizer, IVON)
     (group,) = optimizer.param_groups
@@ -25,14 +27,17 @@ def test_ivon_gets_all_of_its_spec():
         "beta1": 0.8,
         "beta2": 0.99,
         "weight_decay": 1e-3,
-        "clip_radius": float("inf"),
+        "clip_radius": 2.0,
         "debias": True,
-        "rescale_lr": True,
+        "rescale_lr": False,
     }
+    assert optimizer.sync
     assert optimizer.state_dict()["ivon"] == {
         "seed": 5,
         "mc_samples": 4,
         "antithetic": True,
+        "hess_approx": "gradsq",
+        "fixed_hessian": True,
         "num_steps": 0,
         "num_predictions": 0,
         "num_skipped": 0,

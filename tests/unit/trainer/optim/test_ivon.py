@@ -1,4 +1,4 @@
-"""IVON as an optimizer: what it leaves alone, what it restores, what it saves, and where it converges."""
+"""IVON as an optimizer: what it draws, what it saves, how it is called, and where it converges."""
 
 import copy
 import io
@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from ivon_net import IMAGES, LABELS, assert_same, small_net, snapshot, take_steps
 from torch import nn
 
 from trainer.optim.ivon import IVON
@@ -18,39 +19,21 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
-def small_net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 5))
-
-
-IMAGES = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-LABELS = torch.arange(16) % 5
-
-
-def take_steps(model, optimizer, num_steps):
-    for _ in range(num_steps):
-        for _ in range(optimizer.mc_samples):
-            optimizer.zero_grad()
-            with optimizer.sampled_params(train=True):
-                F.cross_entropy(model(IMAGES), LABELS).backward()
-        optimizer.step()
-
-
-def snapshot(model, optimizer):
-    states = [optimizer.state[p][name] for p in model.parameters() for name in ("step", "momentum", "hess")]
-    return [tensor.detach().clone() for tensor in (*model.state_dict().values(), *states)]
-
-
-def assert_same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a, b)
-
-
 # ------------------------------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("options", [{}, {"mc_samples": 2}, {"mc_samples": 4, "antithetic": True}, {"debias": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mc_samples": 2},
+        {"mc_samples": 4, "antithetic": True},
+        {"debias": False},
+        {"hess_approx": "gradsq"},
+        {"fixed_hessian": True},
+    ],
+    ids=str,
+)
 def test_resuming_is_exact(options):
     whole = small_net()
     optimizer = IVON(whole.parameters(), lr=0.1, ess=100, beta2=0.99, seed=3, **options)
@@ -86,154 +69,6 @@ def test_state_of_another_optimizer_is_refused():
     model = small_net()
     with pytest.raises(ValueError, match="'ivon'"):
         IVON(model.parameters(), lr=0.1, ess=100).load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
-
-
-# ----------------------------------------------------------------------------------------------------- what it restores
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_an_exception_leaves_the_mean(train):
-    model = small_net()
-    optimizer = IVON(model.parameters(), lr=0.1, ess=100)
-    before = [p.detach().clone() for p in model.parameters()]
-
-    def fail():
-        assert not torch.equal(model[0].weight, before[0])
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), optimizer.sampled_params(train=train):
-        fail()
-    assert_same(list(model.parameters()), before)
-
-
-def test_an_exception_discards_the_samples_of_the_step():
-    model, twin = small_net(), small_net()
-    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=2) for m in (model, twin))
-    with optimizer.sampled_params(train=True):
-        F.cross_entropy(model(IMAGES), LABELS).backward()
-    with pytest.raises(ZeroDivisionError), optimizer.sampled_params(train=True):
-        raise ZeroDivisionError
-    take_steps(model, optimizer, 3)
-    take_steps(twin, other, 3)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_failing_noise_source_leaves_the_mean():
-    def broken(parameter, draw, index):
-        if index == 2:
-            raise MemoryError
-        return torch.ones_like(parameter)
-
-    model = small_net()
-    optimizer = IVON(model.parameters(), lr=0.1, ess=100, noise=broken)
-    before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(MemoryError), optimizer.sampled_params(train=True):
-        pass
-    assert_same(list(model.parameters()), before)
-
-
-def test_storage_and_memory_format_stay():
-    model = small_net().to(memory_format=torch.channels_last)
-    pointers = [p.data_ptr() for p in model.parameters()]
-    optimizer = IVON(model.parameters(), lr=0.1, ess=100)
-    take_steps(model, optimizer, 3)
-    weight = model[0].weight
-    assert [p.data_ptr() for p in model.parameters()] == pointers
-    for tensor in (weight, optimizer.state[weight]["hess"], optimizer.state[weight]["momentum"]):
-        assert tensor.is_contiguous(memory_format=torch.channels_last)
-        assert not tensor.is_contiguous()
-
-
-def test_contiguous_state_loads_into_channels_last_weights():
-    model = small_net()
-    optimizer = IVON(model.parameters(), lr=0.1, ess=100)
-    take_steps(model, optimizer, 1)
-    other = small_net().to(memory_format=torch.channels_last)
-    loaded = IVON(other.parameters(), lr=0.1, ess=100)
-    loaded.load_state_dict(optimizer.state_dict())
-    hess = loaded.state[other[0].weight]["hess"]
-    assert hess.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(hess, optimizer.state[model[0].weight]["hess"])
-
-
-# ------------------------------------------------------------------------------------------------- what it leaves alone
-
-
-def test_frozen_parameters_get_no_noise_and_no_decay_and_change_no_ones_noise():
-    model, twin = small_net(), small_net()
-    model[0].weight.requires_grad_(False)
-    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, weight_decay=0.1) for m in (model, twin))
-    frozen = model[0].weight.clone()
-    with optimizer.sampled_params(train=True), other.sampled_params(train=True):
-        assert torch.equal(model[0].weight, frozen)
-        assert torch.equal(model[4].weight, twin[4].weight)
-        F.cross_entropy(model(IMAGES), LABELS).backward()
-    optimizer.step()
-    assert torch.equal(model[0].weight, frozen)
-    assert model[0].weight not in optimizer.state
-
-
-@pytest.mark.parametrize("mc_samples", [1, 2])
-def test_a_parameter_without_a_gradient_does_not_move(mc_samples):
-    model = small_net()
-    unused = nn.Parameter(torch.ones(3))
-    optimizer = IVON([*model.parameters(), unused], lr=0.1, ess=100, weight_decay=0.1, mc_samples=mc_samples)
-    take_steps(model, optimizer, 2)
-    assert torch.equal(unused, torch.ones(3))
-    assert optimizer.state[unused]["step"] == 0
-    assert optimizer.state[model[0].weight]["step"] == 2
-
-
-@pytest.mark.parametrize("mc_samples", [1, 2])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
-def test_a_gradient_that_is_not_finite_skips_the_step_and_poisons_nothing(bad, mc_samples):
-    model, twin = small_net(), small_net()
-    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=mc_samples) for m in (model, twin))
-    take_steps(model, optimizer, 2)
-    before = snapshot(model, optimizer)
-    for sample in range(mc_samples):
-        optimizer.zero_grad()
-        with optimizer.sampled_params(train=True):
-            F.cross_entropy(model.eval()(IMAGES), LABELS).backward()
-            if sample == 0:
-                model[4].bias.grad[1] = bad
-    optimizer.step()
-    model.train()
-    assert_same(snapshot(model, optimizer), before)
-    assert optimizer.num_skipped_steps == 1
-    assert optimizer.state_dict()["ivon"]["num_skipped"] == 1
-
-    take_steps(twin, other, 2)
-    other.load_state_dict(optimizer.state_dict())
-    assert other.num_skipped_steps == 1
-    take_steps(model, optimizer, 2)
-    take_steps(twin, other, 2)
-    assert_same(snapshot(model, optimizer), snapshot(twin, other))
-    assert all(torch.isfinite(tensor).all() for tensor in snapshot(model, optimizer))
-
-
-@pytest.mark.parametrize("mc_samples", [1, 2])
-@pytest.mark.parametrize("hess_approx", ["price", "gradsq"])
-@pytest.mark.parametrize("size", 10.0 ** torch.arange(2, 16, 1.0, dtype=torch.float64).numpy(), ids="{:.0e}".format)
-def test_no_gradient_however_large_overflows_the_hessian(hess_approx, mc_samples, size):
-    model = small_net()
-    optimizer = IVON(model.parameters(), lr=0.1, ess=1e6, beta2=0.9, hess_approx=hess_approx, mc_samples=mc_samples)
-    take_steps(model, optimizer, 1)
-    before = snapshot(model, optimizer)
-    for _ in range(mc_samples):
-        optimizer.zero_grad()
-        with optimizer.sampled_params(train=True):
-            for parameter in model.parameters():
-                parameter.grad = torch.full_like(parameter, size)
-    optimizer.step()
-    after = snapshot(model, optimizer)
-    assert all(torch.isfinite(tensor).all() for tensor in after)
-    if size < 1e3:
-        assert optimizer.num_skipped_steps == 0
-    if size > 1e12:
-        assert optimizer.num_skipped_steps == 1
-        assert_same(after, before)
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
@@ -274,6 +109,52 @@ def test_prediction_samples_do_not_disturb_training():
     assert_same(snapshot(model, optimizer), snapshot(twin, other))
 
 
+def test_predictions_draw_other_noise_than_training_and_go_on_after_a_resumption():
+    weight = nn.Parameter(torch.zeros(1000))
+    optimizer = IVON([weight], lr=0.0, ess=100)
+
+    def sample(optimizer, *, train):
+        with optimizer.sampled_params(train=train):
+            weight.sum().backward()
+            return weight.detach().clone()
+
+    drawn = [sample(optimizer, train=False) for _ in range(2)]
+    for _ in range(3):
+        drawn.append(sample(optimizer, train=True))
+        optimizer.step()
+    resumed = IVON([weight], lr=0.0, ess=100)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    drawn.append(sample(optimizer, train=False))
+    assert torch.equal(sample(resumed, train=False), drawn[-1])
+    correlation = torch.corrcoef(torch.stack(drawn)) - torch.eye(6)
+    assert correlation.abs().max() < 0.2
+
+
+def test_a_first_prediction_may_be_in_inference_mode():
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100) for m in (model, twin))
+    with torch.inference_mode(), optimizer.sampled_params():
+        pass
+    take_steps(model, optimizer, 2)
+    take_steps(twin, other, 2)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
+
+
+def test_each_sample_is_seen_through_an_autocast_around_all_of_them():
+    model = nn.Linear(4, 3)
+    optimizer = IVON(model.parameters(), lr=0.1, ess=10, mc_samples=2)
+    inputs, outputs = torch.randn(5, 4), []
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            with optimizer.sampled_params(train=True):
+                expected = F.linear(inputs, model.weight.detach().clone(), model.bias.detach().clone())
+                outputs.append(model(inputs))
+                assert torch.equal(outputs[-1], expected)
+                outputs[-1].sum().backward()
+        assert torch.equal(model(inputs), F.linear(inputs, model.weight.clone(), model.bias.clone()))
+    assert not torch.equal(*outputs)
+
+
 def test_sigma_of_the_step_is_that_of_the_sample():
     """A schedule that moves ess between sampling and step doesn't change the Hessian's estimate."""
     hessians = []
@@ -302,6 +183,21 @@ def test_gradients_accumulate_inside_a_sample():
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("mc_samples", [1, 2])
+def test_gradients_may_be_cleared_inside_the_sample(mc_samples):
+    """As ivon-opt's own description has it."""
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=mc_samples) for m in (model, twin))
+    for _ in range(3):
+        for _ in range(mc_samples):
+            with optimizer.sampled_params(train=True):
+                optimizer.zero_grad()
+                F.cross_entropy(model(IMAGES), LABELS).backward()
+        optimizer.step()
+    take_steps(twin, other, 3)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
+
+
 def test_calls_out_of_order_are_refused():
     model = small_net()
     optimizer = IVON(model.parameters(), lr=0.1, ess=100)
@@ -312,6 +208,21 @@ def test_calls_out_of_order_are_refused():
         pass
     with pytest.raises(RuntimeError, match="step\\(\\)"), optimizer.sampled_params(train=True):
         pass
+
+
+@pytest.mark.parametrize("sample", [0, 1])
+def test_calls_inside_an_open_sample_are_refused(sample):
+    model = small_net()
+    optimizer = IVON(model.parameters(), lr=0.1, ess=100, mc_samples=2)
+    before = [p.detach().clone() for p in model.parameters()]
+    for misuse, message in ((optimizer.step, "stands after it"), (lambda: take_steps(model, optimizer, 1), "open")):
+        for _ in range(sample):
+            with optimizer.sampled_params(train=True):
+                F.cross_entropy(model(IMAGES), LABELS).backward()
+        with pytest.raises(RuntimeError, match=message), optimizer.sampled_params(train=True):
+            misuse()
+        assert_same(list(model.parameters()), before)
+        assert all(optimizer.state[p]["step"] == 0 for p in model.parameters())
 
 
 def test_step_with_a_closure_returns_its_loss():
@@ -327,6 +238,25 @@ def test_step_with_a_closure_returns_its_loss():
 
     losses = [optimizer.step(closure) for _ in range(20)]
     assert losses[-1] < losses[0]
+
+
+def test_a_closure_is_called_for_each_sample_and_the_mean_loss_returned():
+    model, twin = small_net(), small_net()
+    optimizer, other = (IVON(m.parameters(), lr=0.1, ess=100, mc_samples=2) for m in (model, twin))
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        with optimizer.sampled_params(train=True):
+            loss = F.cross_entropy(model(IMAGES), LABELS)
+            loss.backward()
+        losses.append(loss.item())
+        return loss.item()
+
+    assert optimizer.step(closure) == pytest.approx(sum(losses) / 2)
+    assert losses[0] != losses[1]
+    take_steps(twin, other, 1)
+    assert_same(snapshot(model, optimizer), snapshot(twin, other))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """The compiled kernels do what the plain ones do, on the noise that they say they draw."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
 from kernel_cases import DRAW, RULE, RULES, assert_close, assert_moved_alike, assert_unchanged, factors, moves
+from torch import nn
 
 from trainer.optim import kernels
 from trainer.optim.ivon import IVON
 from trainer.optim.ivon_rules import LARGEST, Rule
-from trainer.optim.kernels import kernels_for
+from trainer.optim.kernels import cpu, kernels_for
 from trainer.optim.kernels.cpu import CPUKernels
 from trainer.optim.kernels.eager import EagerKernels
 from trainer.optim.noise import PIECE
@@ -111,9 +114,54 @@ def test_compiled_kernels_serve_large_dense_float32_models_on_the_cpu():
 
 def test_a_gpu_that_triton_cannot_serve_is_left_to_plain_torch():
     pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("this one can")
     with pytest.warns(UserWarning, match="goes on without its compiled kernels"):
-        chosen = kernels._cuda_kernels(torch.device("cpu"))  # which it can't, unless interpreted
+        chosen = kernels._compiled_kernels(torch.device("cuda"))
     assert isinstance(chosen, EagerKernels)
+
+
+def test_a_processor_that_numba_cannot_serve_is_left_to_plain_torch(monkeypatch):
+    """It can't where no folder may be written to, for one."""
+
+    def fail(_device_type):
+        raise RuntimeError("cannot cache function")
+
+    monkeypatch.setattr(kernels, "_kernels_of", fail)
+    with pytest.warns(UserWarning, match="slower: cannot cache function"):
+        chosen = kernels._compiled_kernels.__wrapped__(torch.device("cpu"))
+    assert isinstance(chosen, EagerKernels)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("loop", ["_perturb", "_copy"])
+def test_an_interrupt_does_not_leave_weights_half_moved(loop, num_threads, monkeypatch):
+    before = torch.get_num_threads()
+    made = factors(SHAPES)
+    weights = [nn.Parameter(factor.parameter.clone()) for factor in made]
+    optimizer = IVON(weights, lr=0.1, ess=100, hess_init=0.1)
+    monkeypatch.setattr(kernels, "MIN_FUSED_WEIGHTS", 1)
+    whole, sent = getattr(cpu, loop), []
+
+    def interrupted(*arguments):
+        whole(*arguments)
+        if not sent:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        torch.set_num_threads(num_threads)
+        with optimizer.sampled_params():  # from now on there are old means that could be taken for new ones
+            pass
+        for weight in weights:
+            weight.data += 1
+        monkeypatch.setattr(cpu, loop, interrupted)
+        with pytest.raises(KeyboardInterrupt), optimizer.sampled_params():
+            pass
+    finally:
+        torch.set_num_threads(before)
+    for weight, factor in zip(weights, made, strict=True):
+        assert torch.equal(weight, factor.parameter + 1)
 
 
 def test_fifty_steps_of_ivon_are_the_same_by_both(monkeypatch):

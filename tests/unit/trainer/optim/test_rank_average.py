@@ -92,6 +92,23 @@ def test_parameters_of_another_optimizer_share_a_bucket() -> None:
 
 
 @pytest.mark.usefixtures("group_of_one")
+def test_gradients_cleared_inside_a_sample_take_their_averages_along() -> None:
+    net, twin = small_net(), small_net()
+    model, optimizer, other = wrapped(net), ivon(net.parameters(), sync=True), ivon(twin.parameters(), sync=True)
+    rank_average.register(model, optimizer)
+    images_BCHW = torch.ones(5, 2, 4, 4)
+    with optimizer.sampled_params(train=True):
+        model(-images_BCHW).sum().backward()
+        optimizer.zero_grad()
+        model(images_BCHW).square().sum().backward()
+    with other.sampled_params(train=True):
+        twin(images_BCHW).square().sum().backward()
+    optimizer.step()
+    other.step()
+    assert equal_weights(net, twin)
+
+
+@pytest.mark.usefixtures("group_of_one")
 def test_only_the_estimates_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     net = small_net()
     model, optimizer = wrapped(net), ivon(net.parameters(), sync=True)

@@ -21,6 +21,7 @@ from tests.sharpness_steps import (
     weights_of,
 )
 from trainer.optim.bsam import BSAM
+from trainer.optim.looksam import LookSAM
 from trainer.optim.msam import MSAM
 from trainer.optim.sam import ASAM, SAM, sam_directions
 from trainer.steps import step_for
@@ -109,6 +110,43 @@ def test_state_loads_into_another_memory_format(method):
         assert ours.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(ours, theirs)
         assert ours.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_state_follows_weights_that_move_to_another_memory_format(method):
+    learner, plain = learner_for(method), learner_for(method)
+    for num_steps in range(5):
+        if num_steps == 2:
+            learner.model.to(memory_format=torch.channels_last)
+        step(method, learner)
+        step(method, plain)
+    weight = learner.model[0].weight
+    assert not weight.is_contiguous()
+    if method.kind == "bsam":  # whose noise fills the memory in its own order
+        assert learner.optimizer.state[weight]["precision"].stride() == weight.stride()
+    else:
+        torch.testing.assert_close(weights_of(learner.model), weights_of(plain.model), rtol=1e-9, atol=1e-11)
+
+
+def test_a_first_prediction_of_bsam_may_be_in_inference_mode():
+    learner, twin = learner_for(METHODS["bsam"]), learner_for(METHODS["bsam"])
+    with torch.inference_mode(), learner.optimizer.sampled_params():
+        pass
+    step(METHODS["bsam"], learner)
+    step(METHODS["bsam"], twin)
+    assert_same(tensors_of(learner), tensors_of(twin))
+
+
+def test_perturbed_weights_are_seen_through_an_autocast_around_both_passes():
+    model = nn.Linear(4, 3)
+    optimizer = SAM(model.parameters(), lr=0.1, rho=0.5)
+    inputs = torch.randn(5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = model(inputs)
+        first.sum().backward()
+        with optimizer.perturbed():
+            assert not torch.equal(model(inputs), first)
+        assert torch.equal(model(inputs), first)
 
 
 def test_bsam_says_so_where_it_goes_on_with_another_generator():
@@ -253,3 +291,10 @@ def test_a_skipped_sam_step_keeps_looksams_component():
     step(method, learner)
     hook.remove()
     assert torch.equal(learner.optimizer.state[weight]["component"], component)
+
+
+@pytest.mark.parametrize("kind", [SAM, ASAM, LookSAM, MSAM])
+def test_weights_with_gaps_in_their_memory_are_refused(kind):
+    kind([nn.Parameter(torch.ones(4, 2).t())], lr=0.1)  # no gaps, only another order
+    with pytest.raises(ValueError, match=r"strides \(4, 1\): its elements must fill one stretch of memory"):
+        kind([nn.Parameter(torch.ones(4, 4)[:, :2])], lr=0.1)
