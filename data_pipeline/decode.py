@@ -71,6 +71,16 @@ class BoxDecoder:
         else:
             _resize_box_of_smaller(pixels_HWC, box, fraction, out_SSC)
 
+    def try_box(self, content: bytes | BadImageError, box: Box, out_SSC: NDArray[np.uint8]) -> BadImageError | None:
+        """`decode_box`, with the error as its result; what could not even be read is passed on."""
+        if isinstance(content, BadImageError):
+            return content
+        try:
+            self.decode_box(content, box, out_SSC)
+        except BadImageError as error:
+            return error
+        return None
+
 
 def fraction_for(box: Box, image_size: int) -> int:
     """The smallest 1/fraction of the size at which the box has at least the pixels that are asked for."""

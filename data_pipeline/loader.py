@@ -8,7 +8,6 @@ is prefetched; to go on is to begin the order further down, whatever was before 
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline import crop, decode, plan
-from data_pipeline.batch_memory import BatchMemory
+from data_pipeline import crop, plan
+from data_pipeline.batch_decoder import BatchDecoder, CPUBatchDecoder
 from data_pipeline.cache import ShardCache
 from data_pipeline.errors import BadImageError, QuarantineLimitError
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable
@@ -30,7 +29,6 @@ from data_pipeline.reader import ShardReader
 from data_pipeline.spec import DataSpec, Remainder
 
 PREFETCH_BATCHES = 3
-ROWS_PER_TASK = 8
 SHARDS_AHEAD = 4
 """Shards that are fetched ahead where examples are read as listed."""
 
@@ -41,7 +39,8 @@ class Batch:
 
     images_BHWC: Tensor
     """uint8, RGB, not yet flipped. Rows not valid repeat valid ones, so that batch statistics see no black pictures;
-    a rank that has none, which happens in a last step of fewer examples than ranks, gets black ones."""
+    a rank that has none, which happens in a last step of fewer examples than ranks, gets black ones. On the CPU, or
+    where the pictures were decoded."""
     given_labels_B: Tensor
     """int64; 0 in padding."""
     clean_labels_B: Tensor
@@ -104,8 +103,9 @@ class Loader:
         shuffle: bool,
         batch_size: int,
         cache: ShardCache | None = None,
+        decode_device: torch.device | None = None,
     ) -> None:
-        """`cache` keeps shards of remote data sets."""
+        """`cache` keeps shards of remote data sets; `decode_device`: decode there rather than on the CPU."""
         if not len(table):
             raise ValueError(f"split {table.split!r} has no examples to load")
         if batch_size % world_size:
@@ -127,10 +127,7 @@ class Loader:
         self._epoch = self._examples_delivered = 0
         self._quarantine: dict[int, BadExample] = {}
         self._reader = ShardReader(table, cache)
-        decode.use_one_thread_per_call()
-        self._of_thread = threading.local()
-        size = data_spec.image_size
-        self._memory = BatchMemory((batch_size // world_size, size, size, 3), max_idle=PREFETCH_BATCHES + 2)
+        self._decoder = _decoder(batch_size // world_size, data_spec.image_size, decode_device)
         self._readers = ThreadPoolExecutor(1 + PREFETCH_BATCHES, thread_name_prefix="hush-reader")
         self._decoders = ThreadPoolExecutor(data_spec.num_threads, thread_name_prefix="hush-loader")
 
@@ -237,7 +234,7 @@ class Loader:
         padding_B = rows_B == plan.PADDING
         end = min(start + self._batch_size, self._epoch_size)
         batch = Batch(
-            images_BHWC=torch.from_numpy(self._memory.lend()),
+            images_BHWC=self._decoder.lend(),
             given_labels_B=torch.from_numpy(np.where(padding_B, 0, table.given_labels[rows_B]).astype(np.int64)),
             clean_labels_B=torch.from_numpy(
                 np.where(padding_B, UNKNOWN_LABEL, table.clean_labels[rows_B]).astype(np.int64)
@@ -253,43 +250,36 @@ class Loader:
         """In a thread: fetch all bytes of the batch at once, then let other threads decode them."""
         rows = batch.indices_B[batch.valid_B].tolist()  # padding, which is not valid, comes last
         contents = self._reader.read_many(rows)
+        at_a_time = self._decoder.pictures_per_call
         return [
-            self._decoders.submit(self._fill, batch, first, contents[first : first + ROWS_PER_TASK], epoch)
-            for first in range(0, len(rows), ROWS_PER_TASK)
+            self._decoders.submit(self._fill, batch, first, contents[first : first + at_a_time], epoch)
+            for first in range(0, len(rows), at_a_time)
         ]
 
     def _fill(self, batch: Batch, first: int, contents: list[bytes | BadImageError], epoch: int) -> list[BadExample]:
         """In a thread: decode pictures into the batch from position `first` on, each position in one thread only."""
-        images_BHWC, flip_B, valid_B = batch.images_BHWC.numpy(), batch.flip_B.numpy(), batch.valid_B.numpy()
-        bad: list[BadExample] = []
-        for position, content in enumerate(contents, start=first):
-            row = int(batch.indices_B[position])
-            try:
-                if isinstance(content, BadImageError):
-                    raise content
-                flip_B[position] = self._picture(row, epoch, content, images_BHWC[position])
-            except BadImageError as error:
-                valid_B[position] = False
-                bad.append(BadExample(row, self._table.example_ids[row], self._table.shard_of(row), str(error)))
-        return bad
+        last = first + len(contents)
+        rows = batch.indices_B[first:last].tolist()
+        crops = [self._crop(row, epoch) for row in rows]
+        problems = self._decoder.decode_boxes(contents, [box for box, _ in crops], batch.images_BHWC[first:last])
+        batch.flip_B.numpy()[first:last] = [is_flipped for _, is_flipped in crops]
+        batch.valid_B.numpy()[first:last] = [problem is None for problem in problems]
+        return [
+            BadExample(row, self._table.example_ids[row], self._table.shard_of(row), str(problem))
+            for row, problem in zip(rows, problems, strict=True)
+            if problem is not None
+        ]
 
-    def _picture(self, row: int, epoch: int, content: bytes, out_SSC: NDArray[np.uint8]) -> bool:
-        """Decode a picture's crop into `out_SSC`; whether to flip it."""
-        table, size = self._table, self._spec.image_size
+    def _crop(self, row: int, epoch: int) -> tuple[crop.Box, bool]:
+        """The part of the picture that is used, and whether it is to be flipped."""
+        table = self._table
         height, width = int(table.heights[row]), int(table.widths[row])
-        flip = False
         if self._spec.augmentation == "none":
-            box = crop.Box(0, 0, height, width)
-        elif self._shuffle:
-            draws = crop.draws_for(self._seed, epoch, table.example_ids[row])
-            box, flip = crop.random_box(draws, height, width), crop.is_flipped(draws)
-        else:
-            box = crop.centre_box(height, width, size)
-        decoder = getattr(self._of_thread, "decoder", None)
-        if decoder is None:
-            decoder = self._of_thread.decoder = decode.BoxDecoder()
-        decoder.decode_box(content, box, out_SSC)
-        return flip
+            return crop.Box(0, 0, height, width), False
+        if not self._shuffle:
+            return crop.centre_box(height, width, self._spec.image_size), False
+        draws = crop.draws_for(self._seed, epoch, table.example_ids[row])
+        return crop.random_box(draws, height, width), crop.is_flipped(draws)
 
     def _finish(self, pending: _Pending) -> Batch:
         """Wait for the pictures; record the unreadable ones, and refuse to go on past the limit."""
@@ -306,6 +296,14 @@ class Loader:
             )
         _fill_gaps(pending.batch)
         return pending.batch
+
+
+def _decoder(batch_size: int, image_size: int, device: torch.device | None) -> BatchDecoder:
+    if device is None:
+        return CPUBatchDecoder(batch_size, image_size, max_idle=PREFETCH_BATCHES + 2)
+    from data_pipeline.cuda_decode import CUDABatchDecoder  # noqa: PLC0415 -- torchvision, which nobody else needs here
+
+    return CUDABatchDecoder(device, batch_size, image_size)
 
 
 def _fill_gaps(batch: Batch) -> None:

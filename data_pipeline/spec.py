@@ -79,5 +79,7 @@ class DataSpec(Spec):
     picture, resized, in both (digits, text)."""
     num_threads: int = Field(default=2, ge=1, le=128)
     """Threads a rank that read and decode."""
+    decode_on: Literal["cpu", "cuda"] = "cpu"
+    """Where JPEGs are decoded. `cuda`: by nvJPEG, on the GPU that trains, for machines whose CPUs can't keep up."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of unreadable examples that are counted, listed and skipped; past it the job fails."""

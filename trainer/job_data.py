@@ -56,6 +56,7 @@ def open_data(spec: JobSpec, ranks: Ranks, cache: ShardCache | None = None) -> I
                 shuffle=shuffle,
                 batch_size=spec.data.batch_size,
                 cache=cache,
+                decode_device=ranks.device if spec.data.decode_on == "cuda" else None,
             )
             return Part(table, stack.enter_context(loader))
 

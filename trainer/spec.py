@@ -136,6 +136,12 @@ class JobSpec(Spec):
     """Seeds weights, order, augmentation and noise: the same spec and world size gives the same run."""
 
     @model_validator(mode="after")
+    def _decodes_where_it_can(self) -> Self:
+        if self.data.decode_on == "cuda" and not self.resources.gpus_per_worker:
+            raise ValueError("data.decode_on 'cuda' needs resources.gpus_per_worker 1; it is 0")
+        return self
+
+    @model_validator(mode="after")
     def _batch_splits_over_ranks(self) -> Self:
         if self.data.batch_size % self.resources.num_workers:
             raise ValueError(
