@@ -10,7 +10,9 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
@@ -98,7 +100,12 @@ def _start() -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
+    resource_tracker.ensure_running()  # starting it would let SIGINT through again
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # Ctrl-C reaches the whole group; we end the others, and while they start they would complain
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()  # so that its death is the end of the pipe
     return _Worker(process, ours)
 
@@ -134,9 +141,9 @@ def _died(worker: _Worker) -> ChildProcessError:
 
 
 def _serve(connection: Connection) -> None:
-    """In a process of its own: do one task after the other, until the other end of the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started us ends us
-    try:
+    """In a process of its own, which SIGINT does not reach: do one task after the other, until the other end of the
+    pipe is closed."""
+    with suppress(EOFError, OSError):  # whoever started us is gone, perhaps in the middle of a message
         work: Work[object, object] = connection.recv()
         while True:
             task = connection.recv()
@@ -144,5 +151,3 @@ def _serve(connection: Connection) -> None:
                 connection.send(_Done(work(task, connection.send)))
             except (ValueError, OSError) as error:
                 connection.send(error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # whoever started us is gone
