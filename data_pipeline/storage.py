@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 REMOTE_SCHEMES = ("s3", "http", "https")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Storage(Protocol):
@@ -113,6 +114,8 @@ def is_remote(url: str | Path) -> bool:
         return False
     if match[1] not in REMOTE_SCHEMES:
         raise ValueError(f"{url!r}: {match[1]}: is not read; give a path, s3://, http:// or https://")
+    if _CONTROL.search(str(url)):
+        raise ValueError(f"{url!r}: control characters are not allowed in an address")
     try:
         parts = urlsplit(str(url))
         parts.port  # noqa: B018 -- raises when it is no port
@@ -132,7 +135,7 @@ def url_parts(url: str) -> tuple[str, ...]:
     split = urlsplit(url)
     names = split.path.rstrip("/").split("/")[1:]
     for name in names:
-        plain = unquote(name)
+        plain = unquote(name).strip()  # blanks that end an address are dropped by whoever asks for it
         if plain in {"", ".", ".."} or "/" in plain or "\\" in plain:
             raise ValueError(f"{url!r}: {name!r} cannot stand between the slashes of a path")
     host = split.netloc if split.scheme == "s3" else (split.hostname or "")
