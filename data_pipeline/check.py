@@ -23,6 +23,7 @@ from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL, column_values
 from data_pipeline.manifest import FileEntry, Manifest, Shard, Split
 from data_pipeline.processes import OnStep, map_unordered, sensible_num_processes
+from data_pipeline.shard_index import Place
 from data_pipeline.storage import Storage, storage_for
 
 READ_BYTES = 8 << 20
@@ -150,7 +151,7 @@ class _ShardChecker:
                 yield Problem(shard.index.path, example_id, f"given label {given} must be 0 to {last}")
             if not UNKNOWN_LABEL <= clean <= last:
                 yield Problem(shard.index.path, example_id, f"clean label {clean} must be 0 to {last}, or -1: unknown")
-            if offset < 0 or length < 0 or offset + length > shard.size_bytes:
+            if not _lies_inside(shard, offset, length):
                 reason = f"bytes {offset} to {offset + length} lie outside the shard's {shard.size_bytes:,}"
                 yield Problem(shard.index.path, example_id, reason)
             if height < 1 or width < 1:
@@ -160,27 +161,33 @@ class _ShardChecker:
         """Pictures whose bytes are not those that were written, or that do not decode."""
         for start in range(0, len(index), ROWS_PER_READ):
             rows = index.slice(start, ROWS_PER_READ)
-            ids, checksums = rows["example_id"].to_pylist(), rows["xxh3"].to_pylist()
-            places = list(zip(rows["offset"].to_pylist(), rows["length"].to_pylist(), strict=True))
-            for example_id, place, checksum, data in zip(
-                ids, places, checksums, storage.read_ranges(shard.path, places), strict=True
-            ):
-                if reason := self._picture(place, checksum, data):
-                    yield Problem(shard.path, example_id, reason)
+            columns = (rows[column].to_pylist() for column in Place._fields)
+            places = [Place(*values) for values in zip(*columns, strict=True)]
+            inside = [row for row, place in enumerate(places) if _lies_inside(shard, place.offset, place.length)]
+            ranges = [(places[row].offset, places[row].length) for row in inside]
+            for row, data in zip(inside, storage.read_ranges(shard.path, ranges), strict=True):
+                if reason := self._picture(places[row], data):
+                    yield Problem(shard.path, rows["example_id"][row].as_py(), reason)
             on_step(len(rows))
 
-    def _picture(self, place: tuple[int, int], checksum: int, data: bytes) -> str | None:
-        offset, length = place
-        if len(data) != length:
-            return f"the file ends inside the picture at offset {offset}"
-        if xxhash.xxh3_64_intdigest(data) != checksum:
-            return f"bytes {offset} to {offset + length} differ from their checksum"
+    def _picture(self, place: Place, data: bytes) -> str | None:
+        if len(data) != place.length:
+            return f"the file ends inside the picture at offset {place.offset}"
+        if xxhash.xxh3_64_intdigest(data) != place.xxh3:
+            return f"bytes {place.offset} to {place.offset + place.length} differ from their checksum"
         if self.decode_pictures:
             try:
-                decode.decode(data)
+                height, width, _ = decode.decode(data).shape
             except BadImageError as error:
                 return str(error)
+            if (height, width) != (place.height, place.width):
+                return f"{width} x {height} pixels, the index says {place.width} x {place.height}"
         return None
+
+
+def _lies_inside(shard: Shard, offset: int, length: int) -> bool:
+    """Whether there can be a picture at that place."""
+    return offset >= 0 and length >= 0 and offset + length <= shard.size_bytes
 
 
 def _read_index(storage: Storage, shard: Shard) -> pa.Table | str:

@@ -32,7 +32,7 @@ def show(manifest: ManifestPath, as_json: AsJson = False) -> None:
 
     with one_line_errors():
         loaded = Manifest.load(manifest)
-        summaries = {name: summarise(open_split(loaded, name)) for name in loaded.splits}
+        summaries = {name: summarise(open_split(loaded, name)) for name, split in loaded.splits.items() if split.shards}
     if as_json:
         typer.echo(json.dumps({**summary_json(loaded), "contents": summary_view.as_json(summaries)}))
         return

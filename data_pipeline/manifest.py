@@ -119,6 +119,22 @@ class Manifest(Record):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _skipped_fit(self) -> Self:
+        places = {(example.split, example.ordinal) for example in self.skipped}
+        if len(places) < len(self.skipped):
+            raise ValueError("skipped: two examples have one split and ordinal")
+        for example in self.skipped:
+            split = self.splits.get(example.split)
+            if split is None or example.ordinal >= split.num_listed:
+                raise ValueError(
+                    f"skipped: {example.example_id!r} is number {example.ordinal} of split {example.split!r},"
+                    " which lists fewer"
+                )
+            if example.label is not None and example.label >= len(self.classes):
+                raise ValueError(f"skipped: label {example.label} of {example.example_id!r} is none of the classes")
+        return self
+
     @classmethod
     def load(cls, url: str | Path, patience: Patience = USUAL_PATIENCE) -> Manifest:
         """Read `manifest.json` at a path, s3:// or http(s)://; a ValueError says in one line what is wrong with it.
@@ -131,6 +147,8 @@ class Manifest(Record):
             content = storage.read(name)
         except FileNotFoundError:
             raise ValueError(f"manifest {str(url)!r}: there is no such file; `hush data build` makes one") from None
+        except IsADirectoryError:
+            raise ValueError(f"manifest {str(url)!r} is a folder; give the {MANIFEST_FILE} in it") from None
         except StorageError:
             raise
         except (OSError, ValueError) as error:

@@ -127,6 +127,9 @@ def test_a_picture_that_was_damaged_before_the_build_is_found_by_decoding(clothi
         ({"given_label": -1}, "given label -1 must be 0 to 2"),
         ({"clean_label": 3}, "clean label 3 must be 0 to 2, or -1: unknown"),
         ({"offset": 10**9, "length": 5}, "bytes 1000000000 to 1000000005 lie outside the shard's"),
+        ({"offset": -5}, "bytes -5 to "),
+        ({"length": -1}, "bytes "),
+        ({"length": 2**62}, "bytes "),
         ({"height": 0}, "a picture of 140 x 0 pixels"),
     ],
 )
@@ -138,6 +141,18 @@ def test_rows_that_cannot_be_are_told(copied, change, reason):
     assert (first.file, first.example_id) == (INDEX, rows[4]["example_id"])
     assert first.reason.startswith(reason)
     assert all(problem.file == "train" for problem in others)  # what it all adds up to
+    assert first in checked(copied, decode_pictures=True)
+
+
+def test_a_picture_of_another_size_than_the_index_says_is_found_by_decoding(copied):
+    rows = rows_of(copied)
+    was = f"{rows[4]['width']} x {rows[4]['height']} pixels"
+    rows[4] |= {"height": 77, "width": 99}
+    write_index(copied, arrow_file(rows))
+    assert checked(copied) == []
+    assert [
+        (problem.file, problem.example_id, problem.reason) for problem in checked(copied, decode_pictures=True)
+    ] == [(SHARD, rows[4]["example_id"], f"{was}, the index says 99 x 77")]
 
 
 @pytest.mark.parametrize(

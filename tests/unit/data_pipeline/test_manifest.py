@@ -51,7 +51,7 @@ def test_broken_manifest_is_refused_in_one_line(tmp_path, content, message):
 def test_missing_manifest_names_the_path(tmp_path):
     with pytest.raises(ValueError, match=r"no/manifest\.json.*no such file"):
         Manifest.load(tmp_path / "no" / "manifest.json")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"is a folder; give the manifest\.json in it"):
         Manifest.load(tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
         Manifest.load("nul\0byte")
@@ -73,6 +73,32 @@ def test_counts_that_disagree_are_refused(digits, tmp_path):
     file = tmp_path / "manifest.json"
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="split 'val': num_examples 201"):
+        Manifest.load(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ordinal": 301}, "'lost' is number 301 of split 'test', which lists fewer"),
+        ({"split": "dev"}, "'lost' is number 300 of split 'dev'"),
+        ({"label": 10}, "label 10 of 'lost' is none of the classes"),
+        ({}, None),
+    ],
+)
+def test_skipped_examples_that_cannot_be_are_refused(digits, tmp_path, change, message):
+    content = json.loads(digits.to_bytes())
+    lost = {"example_id": "lost", "split": "test", "ordinal": 300, "label": 1, "reason": "gone", **change}
+    content["splits"]["test"]["num_listed"] += lost["split"] == "test"
+    content["skipped"] = [lost]
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps(content))
+    if message is None:
+        assert len(Manifest.load(file).skipped) == 1
+        content["splits"]["test"]["num_listed"] += 1
+        content["skipped"] *= 2
+        file.write_text(json.dumps(content))
+        message = "two examples have one split and ordinal"
+    with pytest.raises(ValueError, match=message):
         Manifest.load(file)
 
 

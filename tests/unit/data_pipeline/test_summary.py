@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from data_pipeline.build import BuildOptions, build
 from data_pipeline.cli import app
 from data_pipeline.examples import open_split
+from data_pipeline.manifest import Manifest
 from data_pipeline.sources.image_folder import ImageFolder
 from data_pipeline.spec import ClassDependentCorruption, PairflipCorruption
 from data_pipeline.summary import LabelPair, Spread, summarise
@@ -104,3 +107,15 @@ def test_unknown_clean_labels_are_said_to_be_unknown(tmp_path):
         (tmp_path / "raw" / name / "a.jpg").write_bytes(encoded(photo(1, 40, 30)))
     shown = show(build(ImageFolder(tmp_path / "raw"), tmp_path / "out", BuildOptions()).manifest)
     assert "train: no clean label is known" in shown
+
+
+def test_a_split_without_examples_is_shown_as_such(built_clothing, tmp_path):
+    manifest = built_clothing[1]
+    empty = manifest.splits["val"].model_copy(
+        update={"num_examples": 0, "num_listed": 0, "num_clean_labels": 0, "class_counts": (0, 0, 0), "shards": ()}
+    )
+    copied = Path(shutil.copytree(manifest.root, tmp_path / "copy"))
+    manifest.model_copy(update={"splits": {**manifest.splits, "val": empty}}).save(copied)
+    shown = show(Manifest.load(copied / "manifest.json"))
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["│", "val", "│", "0", "│", "0", "│", "0", "│", "0", "│", "0", "│", "0.0", "│"] in rows
