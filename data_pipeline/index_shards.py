@@ -27,8 +27,9 @@ from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import SPLITS, SourceExample, SplitName
 from data_pipeline.sources.example_ids import example_ids
 from data_pipeline.sources.webdataset import ForeignShard, LabelRules, Sample, read_shard
-from data_pipeline.storage import LocalStorage, Storage, storage_for
+from data_pipeline.storage import LocalStorage, Storage, inside, storage_for
 
+_COMPRESSED = (".tgz", *(f"{SHARD_SUFFIX}.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4")))
 BYTES_PER_PROCESS = 1 << 30
 """Take about as long to read as the start of a process."""
 
@@ -108,8 +109,14 @@ def _shard_paths(storage: Storage) -> list[str]:
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
     paths = [path.relative_to(root).as_posix() for path in root.rglob(f"*{SHARD_SUFFIX}") if path.is_file()]
+    compressed = sorted(path.name for path in root.rglob("*") if path.name.lower().endswith(_COMPRESSED))
+    if compressed:
+        raise ValueError(f"{root} holds {compressed[0]!r}: decompress it, so that pictures can be read by their place")
     if not paths:
         raise ValueError(f"{root} holds no {SHARD_SUFFIX} file")
+    for path in paths:
+        if not inside(path).isprintable():
+            raise ValueError(f"{root}: the name of {path!a} cannot stand in a manifest; give the shard another")
     return sorted(paths)
 
 
@@ -159,11 +166,13 @@ def _ids(samples: Mapping[str, Sequence[Sample]]) -> dict[tuple[str, str], str]:
     keys = {(path, sample.key): sample.suffix for path, of_shard in samples.items() for sample in of_shard}
     times = Counter(key for _, key in keys)
     is_unique = all(count == 1 for count in times.values())
-    names = [
-        f"{'' if is_unique else path.removesuffix(SHARD_SUFFIX) + '/'}{key}.{suffix or 'none'}"
+    names = {
+        (path, key): f"{'' if is_unique else path.removesuffix(SHARD_SUFFIX) + '/'}{key}.{suffix or 'none'}"
         for (path, key), suffix in keys.items()
-    ]
-    return dict(zip(keys, example_ids(names), strict=True))
+    }
+    often = Counter(names.values())  # b/c of a.tar, and c of a/b.tar
+    paths = [name if often[name] == 1 else f"{path}/{key}" for (path, key), name in names.items()]
+    return dict(zip(keys, example_ids(paths), strict=True))
 
 
 def _check_bad(listed: Sequence[_Listed], max_bad_fraction: float) -> None:

@@ -19,7 +19,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import xxhash
@@ -65,6 +65,14 @@ class LabelRules:
     clean: LabelPlace | None
     """None: unknown."""
     classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for label, name in enumerate(self.classes):
+            if _is_number(name) and int(name) != label:
+                raise ValueError(
+                    f"class {name!r} has number {label}: what would a label {name!r} stand for? Classes whose names are"
+                    " numbers must bear their own; give this one another name"
+                )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,18 +155,20 @@ def _members(tar: tarfile.TarFile, path: str, rules: LabelRules) -> Iterator[_Me
 def _sample(key: str, members: Sequence[_Member], rules: LabelRules) -> Sample:
     """What the members of one key make; `problem` is the first that is found."""
     times = Counter(member.kind for member in members)
-    problems = [f"has {count} members .{kind}" for kind, count in times.items() if count > 1]
+    problems = [f"has {count} members {_named([kind])}" for kind, count in times.items() if count > 1]
     by_kind = {member.kind: member for member in members}
     pictures = [member for member in by_kind.values() if member.kind in SUFFIXES]
     place = given_label = clean_label = None
     try:
-        place = _place(pictures)
+        if len(pictures) != 1:
+            raise BadImageError(f"has {len(pictures)} pictures, not one, among its members {_named(by_kind)}")
+        place = _place(pictures[0])
     except BadImageError as error:
         problems.append(str(error))
     try:
         given_label = _label(by_kind, rules.given, rules.classes)
         if given_label is None:
-            problems.append(f"has no label in .{rules.given}")
+            problems.append(f"has no label in .{rules.given}; its members are {_named(by_kind)}")
         if rules.clean is not None:
             clean_label = _label(by_kind, rules.clean, rules.classes)
     except ValueError as error:
@@ -167,10 +177,12 @@ def _sample(key: str, members: Sequence[_Member], rules: LabelRules) -> Sample:
     return Sample(key, suffix, given_label, clean_label, place, problems[0] if problems else None)
 
 
-def _place(pictures: Sequence[_Member]) -> Place:
-    if len(pictures) != 1:
-        raise BadImageError(f"has {len(pictures)} pictures, not one")
-    (picture,) = pictures
+def _named(kinds: Iterable[str]) -> str:
+    """For people; kinds come from the file, and may be any bytes."""
+    return ", ".join(f".{ascii(kind)[1:-1][:20]}" for kind in itertools.islice(kinds, 5))
+
+
+def _place(picture: _Member) -> Place:
     if picture.data is None:
         raise BadImageError(f"its picture has more than {MAX_MEMBER_BYTES:,} bytes")
     height, width = decode.image_shape(picture.data)
@@ -194,13 +206,17 @@ def _label(by_kind: Mapping[str, _Member], place: LabelPlace, classes: tuple[str
     if value is None:
         return None
     text = str(value)
-    if not isinstance(value, bool) and text.isdecimal() and len(text) < 10:
+    if not isinstance(value, bool) and _is_number(text):
         if int(text) >= len(classes):
             raise ValueError(f"label {text} must be 0 to {len(classes) - 1}")
         return int(text)
     if text not in classes:
         raise ValueError(f"label {text[:40]!r} is neither a number from 0 up nor a class")
     return classes.index(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 class _HashedFile(io.RawIOBase):

@@ -129,6 +129,30 @@ def test_keys_that_recur_in_another_shard_are_told_apart(tmp_path):
     assert set(read_all(manifest, "val")) == {"val-0-000001"}
 
 
+def test_keys_that_are_alike_behind_their_shards_are_told_apart(tmp_path):
+    picture, (one, other) = encoded(photo(1, 40, 30)), (tmp_path / "set" / "a.tar", tmp_path / "set" / "a" / "b.tar")
+    other.parent.mkdir(parents=True)
+    write_members(one, ("b/c.jpg", picture), ("b/c.cls", b"0"), ("z.jpg", picture), ("z.cls", b"0"))
+    write_members(other, ("c.jpg", picture), ("c.cls", b"1"), ("z.jpg", picture), ("z.cls", b"1"))
+    manifest = index_shards(tmp_path / "set", OPTIONS)
+    assert check(manifest) == []
+    assert {"a-z", "a-b-z"} < set(open_split(manifest, "train").example_ids)
+
+
+def test_names_of_any_bytes_are_listed_readably(tmp_path):
+    (tmp_path / "set").mkdir()
+    picture = encoded(photo(1, 40, 30))
+    write_members(
+        tmp_path / "set" / "a.tar",
+        ("\udcff \x1b.jpg", picture), ("\udcff \x1b.cls", b"1"),
+        ("b.jpg", picture), ("b.cls", b"1"), ("b.\udcff\x1b", b""), ("b.\udcff\x1b", b""),
+    )  # fmt: skip
+    (skipped,) = index_shards(tmp_path / "set", tolerant()).skipped
+    assert skipped.reason == r"a.tar: has 2 members .\udcff\x1b"
+    manifest = Manifest.load(tmp_path / "set" / "manifest.json")
+    assert re.fullmatch(r"___-[0-9a-f]{10}", open_split(manifest, "train").example_ids[0])
+
+
 @pytest.mark.parametrize("fmt", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_tar_format_folders_long_names_and_dots_in_kinds(tmp_path, fmt):
     folder = tmp_path / "set" / "train"
@@ -173,13 +197,18 @@ def without(made: dict, kind: str) -> dict:
 
 
 BAD_SAMPLES = {
-    "no label": (without(sample(1), "cls"), None, r"has no label in \.cls"),
+    "no label": (without(sample(1), "cls"), None, r"has no label in \.cls; its members are \.jpg$"),
     "a label out of range": (sample(1, 3), None, "label 3 must be 0 to 2"),
     "no class": (sample(1, cls=b"cow"), None, "label 'cow' is neither a number from 0 up nor a class"),
     "a negative label": (sample(1, cls=b"-1"), None, "label '-1' is neither"),
     "a label that is no text": (sample(1, cls=b"\xff"), None, r"\.cls is no text"),
-    "no picture": (without(sample(1), "jpg"), 1, "has 0 pictures, not one"),
-    "two pictures": (sample(1, png=encoded(photo(2, 40, 30), "PNG")), 1, "has 2 pictures, not one"),
+    "no picture": (without(sample(1), "jpg"), 1, r"has 0 pictures, not one, among its members \.cls$"),
+    "a dot in the key": (
+        without(sample(1, **{"v2.jpg": b""}), "jpg"),
+        1,
+        r"has 0 pictures, not one, among its members (\.v2\.jpg, \.cls|\.cls, \.v2\.jpg)$",
+    ),
+    "two pictures": (sample(1, png=encoded(photo(2, 40, 30), "PNG")), 1, r"has 2 pictures, not one, among .*\.png"),
     "not a picture": (sample(1, jpg=b"text"), 1, "not a known image format"),
     "zero bytes": (sample(1, jpg=b""), 1, "not a known image format"),
     "its key again": (sample(0), 0, "its key is that of another sample of the shard"),
@@ -270,6 +299,28 @@ def test_a_data_set_that_stands_there_is_only_replaced_by_force(tmp_path):
     assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
     assert index_shards(tmp_path / "set", dataclasses.replace(other, force=True)).digest != first.digest
     assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
+
+
+def test_shards_whose_names_cannot_stand_in_a_manifest_are_refused(tmp_path):
+    write_shards(tmp_path / "set", a=[sample(1)])
+    for name, message in (("a\udcff.tar", "cannot stand in a manifest"), ("pipe:a.tar", "pipe: is not read inside")):
+        named = (tmp_path / "set" / "a.tar").rename(tmp_path / "set" / name)
+        with pytest.raises(ValueError, match=message):
+            index_shards(tmp_path / "set", OPTIONS)
+        named.rename(tmp_path / "set" / "a.tar")
+
+
+def test_compressed_shards_are_refused_rather_than_left_out(tmp_path):
+    write_shards(tmp_path / "set", a=[sample(1)])
+    (tmp_path / "set" / "b.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds 'b\.tar\.gz': decompress it"):
+        index_shards(tmp_path / "set", OPTIONS)
+
+
+@pytest.mark.parametrize("classes", [("1", "2", "3"), ("cat", "0"), ("0", "2", "1")])
+def test_class_names_that_could_be_other_numbers_are_refused(classes):
+    with pytest.raises(ValueError, match="give this one another name"):
+        LabelRules(LabelPlace.parse("cls"), None, classes)
 
 
 @pytest.mark.parametrize("text", ["", ":", "json:", ":label", "pyd", "a.pkl:label"])
