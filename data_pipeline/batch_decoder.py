@@ -38,13 +38,17 @@ class BatchDecoder(Protocol):
 class CPUBatchDecoder:
     """libjpeg-turbo and Pillow, one decoder a thread."""
 
-    pictures_per_call = 8
-
-    def __init__(self, batch_size: int, image_size: int, max_idle: int) -> None:
-        """`max_idle`: batches whose memory is kept to be lent again."""
-        self._memory = BatchMemory((batch_size, image_size, image_size, 3), max_idle)
+    def __init__(self, batch_size: int, image_size: int, *, num_threads: int, num_batches: int) -> None:
+        """`num_batches`: those that are in the making at a time, by so many threads."""
+        # Threads meet at Python's lock with each task, so tasks are as large as leaves two for each thread.
+        self._pictures_per_call = min(batch_size, max(1, batch_size * num_batches // (2 * num_threads)))
+        self._memory = BatchMemory((batch_size, image_size, image_size, 3), max_idle=num_batches + 1)
         self._of_thread = threading.local()
         use_one_thread_per_call()
+
+    @property
+    def pictures_per_call(self) -> int:
+        return self._pictures_per_call
 
     def lend(self) -> Tensor:
         return torch.from_numpy(self._memory.lend())

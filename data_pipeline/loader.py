@@ -127,7 +127,7 @@ class Loader:
         self._epoch = self._examples_delivered = 0
         self._quarantine: dict[int, BadExample] = {}
         self._reader = ShardReader(table, cache)
-        self._decoder = _decoder(batch_size // world_size, data_spec.image_size, decode_device)
+        self._decoder = _decoder(batch_size // world_size, data_spec, decode_device)
         self._readers = ThreadPoolExecutor(1 + PREFETCH_BATCHES, thread_name_prefix="hush-reader")
         self._decoders = ThreadPoolExecutor(data_spec.num_threads, thread_name_prefix="hush-loader")
 
@@ -298,12 +298,14 @@ class Loader:
         return pending.batch
 
 
-def _decoder(batch_size: int, image_size: int, device: torch.device | None) -> BatchDecoder:
+def _decoder(batch_size: int, spec: DataSpec, device: torch.device | None) -> BatchDecoder:
     if device is None:
-        return CPUBatchDecoder(batch_size, image_size, max_idle=PREFETCH_BATCHES + 2)
+        return CPUBatchDecoder(
+            batch_size, spec.image_size, num_threads=spec.num_threads, num_batches=1 + PREFETCH_BATCHES
+        )
     from data_pipeline.cuda_decode import CUDABatchDecoder  # noqa: PLC0415 -- torchvision, which nobody else needs here
 
-    return CUDABatchDecoder(device, batch_size, image_size)
+    return CUDABatchDecoder(device, batch_size, spec.image_size)
 
 
 def _fill_gaps(batch: Batch) -> None:
