@@ -5,7 +5,7 @@ ValueError
 RuntimeError
 └── QuarantineLimitError   more examples are unreadable than the job tolerates
 OSError
-└── StorageError           a remote storage is away or refuses us; that says nothing of the data: nothing is skipped
+└── StorageError           a storage is away or refuses us; that says nothing of the data: nothing is skipped
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.cache import Fetched, ShardCache
-from data_pipeline.errors import BadImageError
+from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import ExampleTable
 from data_pipeline.open_files import OpenFiles
 from data_pipeline.prefetch import Prefetcher
@@ -28,6 +28,8 @@ from data_pipeline.storage import LocalStorage
 MAX_OPEN_FILES = 128
 NUM_REQUESTS = 32
 """Shards that are asked for examples at a time: a request costs a round trip, and hardly any work here."""
+_NOT_OF_THE_DATA = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of a process, a machine or a network's disk."""
 
 
 class _Place(NamedTuple):
@@ -48,6 +50,8 @@ class ShardReader:
         self._requests = ThreadPoolExecutor(NUM_REQUESTS, thread_name_prefix="hush-request")  # starts none until asked
         self._suspects: set[int] = set()
         """Shards whose bytes in the cache were not as the index says."""
+        self._away: StorageError | None = None
+        """Why a request failed. Others that wait their turn would be as patient one after the other, for hours."""
         self._prefetched: Sequence[int] = ()
         self._prefetcher = None if self._cache is None else Prefetcher(self._fetch)
         if self._cache is not None and sum(shard.size_bytes for shard in table.shard_files) <= self._cache.max_bytes:
@@ -75,7 +79,7 @@ class ShardReader:
         return content
 
     def read_many(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes | BadImageError]:
-        """Bytes of each image, or why it cannot be read. StorageError if a remote storage is away."""
+        """Bytes of each image, or why it cannot be read. StorageError if the storage is away; it is not asked again."""
         table = self._table
         columns = (table.offsets[rows], table.lengths[rows], table.checksums[rows])
         places = [_Place(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
@@ -131,6 +135,8 @@ class ShardReader:
         except OSError as error:
             if self._cache is not None:
                 return None
+            if error.errno in _NOT_OF_THE_DATA:
+                raise StorageError(f"shard {self._table.shard_files[shard].path}: {error.strerror}") from None
             return [self._bad(shard, f": {error.strerror}")] * len(places)
         contents = self._checked(shard, places, data)
         if self._cache is not None and any(isinstance(content, BadImageError) for content in contents):
@@ -139,12 +145,17 @@ class ShardReader:
         return contents
 
     def _read_ranges(self, shard: int, places: Sequence[_Place]) -> list[bytes | BadImageError]:
+        if self._away is not None:
+            raise StorageError(str(self._away))
         try:
             data = self._table.storage.read_ranges(
                 self._table.shard_files[shard].path, [(place.offset, place.length) for place in places]
             )
         except FileNotFoundError:
             return [self._bad(shard, f": {os.strerror(errno.ENOENT)}")] * len(places)
+        except StorageError as error:
+            self._away = error
+            raise
         contents = self._checked(shard, places, data)
         if shard in self._suspects and not any(isinstance(content, BadImageError) for content in contents):
             self._drop(shard)
