@@ -26,7 +26,7 @@ from data_pipeline.errors import BadImageError, QuarantineLimitError
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable
 from data_pipeline.lookahead import Lookahead
 from data_pipeline.reader import ShardReader
-from data_pipeline.spec import DataSpec, Remainder
+from data_pipeline.spec import DataSpec, Remainder, num_tolerated
 
 PREFETCH_BATCHES = 3
 SHARDS_AHEAD = 4
@@ -286,7 +286,7 @@ class Loader:
         for task in pending.reading.result():
             for bad in task.result():
                 self._quarantine.setdefault(bad.row, bad)
-        max_bad_examples = int(self._spec.max_bad_fraction * len(self._table))
+        max_bad_examples = num_tolerated(self._spec.max_bad_fraction, len(self._table))
         if len(self._quarantine) > max_bad_examples:
             first = "; ".join(f"{bad.example_id}: {bad.reason}" for bad in self.quarantine[:3])
             raise QuarantineLimitError(

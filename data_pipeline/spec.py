@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -83,3 +84,8 @@ class DataSpec(Spec):
     """Where JPEGs are decoded. `cuda`: by nvJPEG, on the GPU that trains, for machines whose CPUs can't keep up."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of unreadable examples that are counted, listed and skipped; past it the job fails."""
+
+
+def num_tolerated(max_bad_fraction: float, num_examples: int) -> int:
+    """How many of so many examples may be unreadable."""
+    return int(Decimal(str(max_bad_fraction)) * num_examples)  # as it was written: in floats 0.29 of 100 is 28

@@ -12,6 +12,7 @@ import json
 import torch
 
 from data_pipeline.errors import QuarantineLimitError
+from data_pipeline.spec import num_tolerated
 from trainer.job_data import Part
 from trainer.run import Position, Run
 from trainer.run_schema import QUARANTINE_FILE
@@ -59,7 +60,7 @@ def publish(run: Run, position: Position) -> dict[str, dict[str, str]]:
 
 
 def _limit(run: Run, part: Part) -> int:
-    return int(run.spec.data.max_bad_fraction * len(part.table))
+    return num_tolerated(run.spec.data.max_bad_fraction, len(part.table))
 
 
 def _problem(run: Run, part: Part, found: dict[str, dict[str, str]]) -> str:

@@ -15,7 +15,7 @@ from data_pipeline.errors import QuarantineLimitError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
-from data_pipeline.spec import DataSpec
+from data_pipeline.spec import DataSpec, num_tolerated
 
 TENSORS = ("images_BHWC", "given_labels_B", "clean_labels_B", "indices_B", "valid_B", "flip_B")
 
@@ -188,6 +188,11 @@ def test_past_the_limit_the_job_fails_with_count_limit_and_examples(damaged):
         message = r"3 of 20 examples of 'train' are unreadable; max_bad_fraction 0\.1 tolerates 2\. The first: "
         with pytest.raises(QuarantineLimitError, match=message + damaged.example_ids[3]):
             list(opened.epoch(1))
+
+
+@pytest.mark.parametrize(("fraction", "of", "number"), [(0.29, 100, 29), (0.07, 100, 7), (0.01, 99, 0), (1, 7, 7)])
+def test_a_fraction_tolerates_what_it_says_in_decimals(fraction, of, number):
+    assert num_tolerated(fraction, of) == number
 
 
 def test_a_cut_and_a_missing_shard_are_quarantined(built_clothing, tmp_path):
