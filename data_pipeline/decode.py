@@ -1,8 +1,8 @@
 """Image bytes -> uint8 RGB pixels. JPEG by libjpeg-turbo (jpeg.py), all else by Pillow; resized by OpenCV.
 
 EXIF orientation is ignored by both decoders, on purpose: a picture is its stored pixels, as in torchvision's
-ImageFolder. Damage that libjpeg could paper over (a truncated file, a broken Huffman code) is an error here, not a grey
-area in the picture.
+ImageFolder. So is transparency; and an animation is its first picture. Damage that libjpeg could paper over (a
+truncated file, a broken Huffman code) is an error here, not a grey area in the picture.
 """
 
 from __future__ import annotations
@@ -177,6 +177,8 @@ def _open(data: bytes) -> Image.Image:
 def _decode_by_pillow(data: bytes) -> NDArray[np.uint8]:
     with _open(data) as image:
         try:
+            image.load()
+            image.info.pop("transparency", None)  # left out anyhow; of a palette's, Pillow warns that it does so
             return np.asarray(image.convert("RGB"))
         except _PILLOW_ERRORS as error:
             raise BadImageError(f"damaged {image.format}: {error}") from None

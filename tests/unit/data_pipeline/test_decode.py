@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -36,6 +38,35 @@ def test_every_kind_of_picture_decodes_as_pillow_decodes_it(mode, file_format):
     assert difference.mean() < 0.5
     if file_format == "PNG":
         assert difference.max() == 0
+
+
+@pytest.mark.parametrize("transparency", [3, bytes(range(0, 256, 16))])
+def test_transparency_is_ignored(transparency):
+    picture, file = photo(3).quantize(16), io.BytesIO()
+    picture.save(file, format="PNG", transparency=transparency)
+    np.testing.assert_array_equal(decode(file.getvalue()), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_its_first_picture(file_format):
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
+    file = io.BytesIO()
+    pictures[0].save(file, format=file_format, save_all=True, append_images=pictures[1:])
+    data = file.getvalue()
+    assert image_shape(data) == (30, 40)
+    assert np.abs(decode(data).astype(int) - np.asarray(pictures[0])).max() <= 3
+
+
+@pytest.mark.parametrize(("colour_type", "num_channels"), [(2, 3), (6, 4)])
+def test_sixteen_bits_of_colour_are_rounded_down_to_eight(colour_type, num_channels):
+    values = (300 * np.arange(6 * 7 * num_channels)).reshape(6, 7, num_channels).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 7, 6, 16, colour_type, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND"]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+    np.testing.assert_array_equal(decode(data), values[:, :, :3] >> 8)
 
 
 def test_progressive_jpeg_decodes():
@@ -97,7 +128,7 @@ def test_pictures_that_would_fill_the_memory_are_refused_before_decoding():
         decode(bytes(header))
 
 
-def test_sixteen_bit_pictures_are_refused_not_clipped():
+def test_sixteen_bits_of_grey_are_refused_not_clipped():
     data = encoded(Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)), "PNG")
     for function in (decode, image_shape):  # at build already
         with pytest.raises(BadImageError, match="mode 'I;16'; 8 bits a channel are needed"):
