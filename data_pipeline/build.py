@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_pipeline.bad_examples import check_bad
 from data_pipeline.listing import Listing, Part, list_examples
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
 from data_pipeline.processes import map_unordered, sensible_num_processes
@@ -50,6 +51,8 @@ class BuildOptions:
     """Most examples a shard."""
     corruption: Corruption | None = None
     """Label noise for the training split; clean labels are kept."""
+    max_bad_fraction: float = 0.01
+    """Share of a split's examples that may be unusable and are listed; with more there is no data set."""
     force: bool = False
     """Replace another data set that stands in OUT."""
     num_processes: int | None = None
@@ -87,12 +90,14 @@ def build(
 ) -> BuildResult:
     """Build the data set into a folder or `s3://bucket/prefix`; the source has to be picklable, for processes.
 
-    ValueError if another data set stands there, unless `options.force`.
+    ValueError if another data set stands there, unless `options.force`, or if too many examples cannot be used.
     """
     for name, value in (("shard_size", options.shard_size), ("num_processes", options.num_processes)):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value} must be at least 1")
     listing = list_examples(source, seed=options.seed, shard_size=options.shard_size, corruption=options.corruption)
+    for split, bad in listing.bad.items():
+        check_bad(split, list(bad.values()), len(listing.examples[split]), options.max_bad_fraction)
     storage = storage_for(out)
     with _scratch(storage) as scratch:
         standing = _standing(storage, listing, force=options.force)
@@ -106,7 +111,8 @@ def build(
             standing=None if standing is None else {shard.path: shard for shard in _shards(standing)},
         )
         results = _build_parts(builder, listing, options.num_processes, on_progress)
-        manifest = _assemble(source, listing, [result.built for result in results]).at(storage)
+        built = [result.built for result in results]
+        manifest = _assemble(source, listing, built, options.max_bad_fraction).at(storage)
         if standing is not None and standing.digest != manifest.digest:
             raise ValueError(other_data_set(storage.url, standing.name))
         if standing is None:
@@ -181,18 +187,18 @@ def _build_parts(
         return sorted(results, key=lambda result: result.built.name)
 
 
-def _assemble(source: Source, listing: Listing, parts: list[BuiltPart]) -> Manifest:
-    """The manifest; ValueError if a split has no picture that can be read."""
+def _assemble(source: Source, listing: Listing, parts: list[BuiltPart], max_bad_fraction: float) -> Manifest:
+    """The manifest; ValueError if a split has lost too many examples, or all of them."""
     splits: dict[str, Split] = {}
     skipped: list[SkippedExample] = []
     for name, examples in listing.examples.items():
-        if not examples and name != "train":
+        if not examples:
             continue  # a source need not have val or test
         mine = [part for part in parts if part.split == name]
         lost = sorted((example for part in mine for example in part.skipped), key=lambda example: example.ordinal)
+        check_bad(name, lost, len(examples), max_bad_fraction)
         if len(lost) == len(examples):
-            first = f"; the first: {lost[0].example_id}: {lost[0].reason}" if lost else ""
-            raise ValueError(f"split {name!r} of {source.name!r}: none of its {len(lost)} pictures can be read{first}")
+            raise ValueError(f"split {name!r} of {source.name!r}: none of its {len(lost)} examples can be used")
         splits[name] = Split(
             num_examples=len(examples) - len(lost),
             num_listed=len(examples),

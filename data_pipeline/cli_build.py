@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,9 @@ Processes = Annotated[
     int | None,
     typer.Option(min=1, help="Processes that build shards; else one a CPU, fewer for small sets. Same bytes."),
 ]
+MaxBadFraction = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of a split that may be unusable: it is listed and left out.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace another data set that stands in OUT.")]
 
 
@@ -53,6 +57,7 @@ def build_clothing1m(
     only_original: Annotated[
         bool, typer.Option("--only-original", help="Refuse a set that is not of Clothing1M's own sizes.")
     ] = False,
+    max_bad_fraction: MaxBadFraction = 0.01,
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
@@ -69,7 +74,8 @@ def build_clothing1m(
     from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
 
     with one_line_errors(), Clothing1M(src, name, only_original=only_original) as source:
-        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, force=force)
+        _build(source, out, replace(options, max_bad_fraction=max_bad_fraction), as_json=as_json)
 
 
 @app.command("digits")
@@ -149,6 +155,7 @@ def build_image_folder(
     ] = False,
     num_val: NumVal = 0,
     val_seed: ValSeed = 0,
+    max_bad_fraction: MaxBadFraction = 0.01,
     corruption: CorruptionOption = None,
     seed: Seed = 0,
     shard_size: ShardSize = 2000,
@@ -166,7 +173,8 @@ def build_image_folder(
 
     with one_line_errors():
         source = ImageFolder(src, name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)
-        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, force=force)
+        _build(source, out, replace(options, max_bad_fraction=max_bad_fraction), as_json=as_json)
 
 
 @app.command("mnist")
@@ -213,9 +221,7 @@ def build_webdataset(
     ] = False,
     val: Annotated[str, typer.Option(metavar="PATTERN", help="Shards of val, by their path in SRC.")] = "*val*",
     test: Annotated[str, typer.Option(metavar="PATTERN", help="Shards of test; all others are train.")] = "*test*",
-    max_bad_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of samples that may be unusable: they are listed and left out.")
-    ] = 0.01,
+    max_bad_fraction: MaxBadFraction = 0.01,
     processes: Processes = None,
     force: Force = False,
     as_json: AsJson = False,

@@ -158,11 +158,9 @@ def _corrupted(table: ExampleTable, manifest: Manifest, corruption: Corruption) 
     for example in lost:
         if example.label is not None:
             labels_L[example.ordinal] = example.label
-    labelled_L = labels_L != UNKNOWN_LABEL
-    num_without_label = sum(example.label is None for example in lost)
-    assert (~labelled_L).sum() == num_without_label, "index and manifest disagree about the examples of the split"
-    noisy_L = labels_L.copy()
-    noisy_L[labelled_L] = corrupt(labels_L[labelled_L], table.num_classes, corruption)
+    if (labels_L == UNKNOWN_LABEL).sum() != sum(example.label is None for example in lost):
+        raise ValueError(f"{manifest.url}: the index files name an ordinal twice; build the data set anew")
+    noisy_L = corrupt(labels_L, table.num_classes, corruption)
     return dataclasses.replace(table, given_labels=noisy_L[table.ordinals].astype(np.int32))
 
 

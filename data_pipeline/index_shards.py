@@ -19,7 +19,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from data_pipeline.manifest import MANIFEST_FILE, FileEntry, Manifest, Recipe, Shard, SkippedExample, Split
+from data_pipeline.bad_examples import check_bad
+from data_pipeline.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    Recipe,
+    Shard,
+    SkippedExample,
+    Split,
+    check_names,
+)
 from data_pipeline.processes import OnStep, map_unordered
 from data_pipeline.shard_index import INDEX_SUFFIX, ShardIndex
 from data_pipeline.shard_part import other_data_set
@@ -48,7 +58,7 @@ class IndexOptions:
     are_clean: bool = False
     """The given labels are right: they are the clean labels too."""
     max_bad_fraction: float = 0.01
-    """Share of samples that may be unusable and are listed; with more the shards are refused."""
+    """Share of a split's samples that may be unusable and are listed; with more the shards are refused."""
     num_processes: int | None = None
     """That read shards; None: one a CPU, fewer for small sets."""
     force: bool = False
@@ -84,11 +94,13 @@ def index_shards(
     `on_bytes` is told how many bytes are read, of how many. ValueError, and nothing written: there is no shard, one is
     damaged or holds pickles, too many samples cannot be used.
     """
+    check_names(options.name, options.labels.classes)
     storage = storage_for(folder)
     paths = _shard_paths(storage)
     shards = _read_all(storage, paths, options, on_bytes)
     listed = _listed(shards, options)
-    _check_bad([each for of_split in listed.values() for each in of_split], options.max_bad_fraction)
+    for split, of_split in listed.items():
+        check_bad(split, _skipped(split, of_split), len(of_split), options.max_bad_fraction)
     indexes = {path: ShardIndex() for path in paths}
     for split, of_split in listed.items():
         for each in of_split:
@@ -175,14 +187,19 @@ def _ids(samples: Mapping[str, Sequence[Sample]]) -> dict[tuple[str, str], str]:
     return dict(zip(keys, example_ids(paths), strict=True))
 
 
-def _check_bad(listed: Sequence[_Listed], max_bad_fraction: float) -> None:
-    bad = [each for each in listed if each.sample.problem is not None]
-    if len(bad) > max_bad_fraction * len(listed):
-        first = "; ".join(f"{each.shard} {each.sample.key}: {each.sample.problem}" for each in bad[:3])
-        raise ValueError(
-            f"{len(bad):,} of {len(listed):,} samples cannot be used; max_bad_fraction {max_bad_fraction:g} tolerates"
-            f" {int(max_bad_fraction * len(listed)):,}. The first: {first}"
+def _skipped(split: SplitName, listed: Sequence[_Listed]) -> list[SkippedExample]:
+    """Those of the split that cannot be used."""
+    return [
+        SkippedExample(
+            example_id=each.example_id,
+            split=split,
+            ordinal=each.ordinal,
+            label=each.sample.given_label,
+            reason=f"{each.shard}: {each.sample.problem}",
         )
+        for each in listed
+        if each.sample.problem is not None
+    ]
 
 
 def _add(index: ShardIndex, listed: _Listed, split: SplitName, options: IndexOptions) -> None:
@@ -231,16 +248,7 @@ def _manifest(
         for each in of_split:
             sample = each.sample
             listing.update(repr((each.example_id, split, sample.given_label, sample.clean_label)).encode())
-            if sample.problem is not None:
-                skipped.append(
-                    SkippedExample(
-                        example_id=each.example_id,
-                        split=split,
-                        ordinal=each.ordinal,
-                        label=sample.given_label,
-                        reason=f"{each.shard}: {sample.problem}",
-                    )
-                )
+        skipped += _skipped(split, of_split)
     recipe = Recipe(
         source=options.name,
         listing_sha256=listing.hexdigest(),

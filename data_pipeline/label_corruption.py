@@ -61,8 +61,11 @@ def check_corruption(corruption: Corruption, manifest: Manifest) -> None:
 
 
 def corrupt(labels_N: NDArray[np.int64], num_classes: int, corruption: Corruption) -> NDArray[np.int64]:
-    """Noisy labels for labels in data-set order."""
+    """Noisy labels for labels in data-set order. Where there is none (-1), nothing is drawn and none is given."""
     matrix_KK = transition_matrix(corruption, num_classes)
     random = np.random.RandomState(corruption.seed)
-    draws = (int(random.multinomial(1, matrix_KK[label], 1)[0].argmax()) for label in labels_N)
-    return np.fromiter(draws, dtype=np.int64, count=len(labels_N))
+    known_N = labels_N >= 0
+    draws = (int(random.multinomial(1, matrix_KK[label], 1)[0].argmax()) for label in labels_N[known_N])
+    noisy_N = labels_N.astype(np.int64)
+    noisy_N[known_N] = np.fromiter(draws, dtype=np.int64, count=int(known_N.sum()))
+    return noisy_N

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,7 +20,7 @@ from data_pipeline.spec import Corruption
 from data_pipeline.storage import USUAL_PATIENCE, LocalStorage, Patience, Storage, inside, split_url, storage_for
 
 MANIFEST_FILE = "manifest.json"
-
+MAX_NAME_CHARS = 200
 
 RelativePath = Annotated[str, AfterValidator(inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -62,7 +63,7 @@ class Split(Record):
 
 
 class SkippedExample(Record):
-    """An example that the source lists and that could not be read at build."""
+    """An example that the source lists and that could not be used at build."""
 
     example_id: str
     split: str
@@ -91,11 +92,22 @@ class Recipe(Record):
     """False: the shards were there before and were only indexed; no build overwrites or deletes them."""
 
 
+def check_names(name: str, classes: Sequence[str]) -> None:
+    """ValueError if a data set cannot be named so, or its classes: said before anything is read."""
+    if not 1 <= len(name) <= MAX_NAME_CHARS:
+        raise ValueError(f"name {name[:40]!r} of a data set must have 1 to {MAX_NAME_CHARS} characters")
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"{name!r} must have at least two classes of different names, not {', '.join(classes)!r}")
+    for text in (name, *classes):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # what stands for bytes of a file's name
+            raise ValueError(f"name {text!a} is not UTF-8")
+
+
 class Manifest(Record):
     """A built data set. Read one with `Manifest.load`."""
 
     format: Literal["hush-shards/1"] = "hush-shards/1"
-    name: str = Field(min_length=1, max_length=200)
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     classes: tuple[str, ...] = Field(min_length=2)
     """Class names in label order."""
     splits: dict[str, Split]

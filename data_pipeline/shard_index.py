@@ -37,6 +37,7 @@ class ShardIndex:
 
     def add(self, example: SourceExample, ordinal: int, place: Place) -> None:
         """Append a row."""
+        assert example.given_label is not None
         clean_label = UNKNOWN_LABEL if example.clean_label is None else example.clean_label
         labels = example.given_label, clean_label
         row: tuple[str | int, ...] = (example.example_id, example.suffix, *place, ordinal, *labels)

@@ -134,6 +134,8 @@ class PartBuilder:
         )
 
     def _read(self, listed: ListedExample) -> _Picture | SkippedExample:
+        if listed.bad is not None:
+            return listed.bad
         try:
             data = self.source.read(listed.example)
             return _Picture(data, decode.image_shape(data))

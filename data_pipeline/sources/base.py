@@ -21,7 +21,8 @@ class SourceExample:
     suffix: str
     """Of the image file, in small letters without dot: `jpg`, `png`."""
     split: SplitName
-    given_label: int
+    given_label: int | None
+    """None: the source has none for it; a build lists it as skipped."""
     clean_label: int | None
     """None: unknown."""
 

@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol, Self
 from data_pipeline.sources.base import SourceExample, SplitName
 
 CLASSES_FILE = "category_names_eng.txt"
+MAX_LABEL_DIGITS = 9
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 _KEY = re.compile(r"images/(.*[^/])\.([A-Za-z]+)")  # of a million: pathlib would take ten seconds
 
@@ -107,9 +108,6 @@ class Clothing1M:
             for key in keys:
                 clean_label = self._clean_labels.get(key)
                 given_label = self._noisy_labels.get(key) if split == "train" else clean_label
-                if given_label is None:
-                    file = "noisy_label_kv.txt" if split == "train" else "clean_label_kv.txt"
-                    raise ValueError(f"{self._path}: key {key!r} of split {split!r} has no label in {file}")
                 example_id, suffix = example_id_of(key)
                 yield SourceExample(example_id, key, suffix, split, given_label, clean_label)
 
@@ -146,9 +144,9 @@ class Clothing1M:
         labels: dict[str, int] = {}
         for number, line in enumerate(self._lines(file), start=1):
             key, _, label = line.rpartition(" ")
-            if not key or not label.isdecimal() or int(label) >= len(self.classes):
+            if not key or not label.isdecimal() or len(label) > MAX_LABEL_DIGITS:
                 raise ValueError(
-                    f"{self._path}: {file}, entry {number}: {line!r} must be `<key> <label>`,"
+                    f"{self._path}: {file}, entry {number}: {line[:200]!r} must be `<key> <label>`,"
                     f" labels 0 to {len(self.classes) - 1}"
                 )
             labels[key.strip()] = int(label)
@@ -188,8 +186,12 @@ class _TarFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        self._members = self._index()
         self._descriptor = self._open()
+        try:
+            self._members = self._index()
+        except BaseException:
+            self.close()
+            raise
 
     def _index(self) -> dict[str, tuple[int, int]]:
         places: dict[str, tuple[int, int]] = {}
@@ -199,8 +201,11 @@ class _TarFiles:
                     tar.members = []  # type: ignore[attr-defined]  # documented, not in the stubs: frees 1 KB a file
                     if member.isreg():
                         places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                end = tar.offset
         except tarfile.TarError as error:
-            raise ValueError(f"{self._path} is no uncompressed tar file: {error}") from None
+            raise ValueError(f"{self._path} is no whole, uncompressed tar file: {error}") from None
+        if os.pread(self._descriptor, tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):  # tarfile takes it for one
+            raise ValueError(f"{self._path} is damaged or cut: at byte {end:,} there is no mark of the end")
         roots = [name.removesuffix(CLASSES_FILE) for name in places if PurePosixPath(name).name == CLASSES_FILE]
         if len(roots) != 1:
             raise ValueError(f"{self._path} must hold one {CLASSES_FILE}; it holds {len(roots)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import tarfile
@@ -192,11 +193,56 @@ def test_missing_and_unreadable_pictures_are_listed(clothing, tmp_path):
 def test_a_split_without_readable_pictures_is_refused(clothing, tmp_path):
     for key in clothing.test:
         clothing.image(key).unlink()
-    with pytest.raises(
-        ValueError, match="split 'test' of 'clothing1m': none of its 6 pictures can be read; the first: "
-    ):
+    with pytest.raises(ValueError, match="split 'test' of 'clothing1m': none of its 6 examples can be used"):
         build_clothing(clothing, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_with_too_many_unreadable_pictures_there_is_no_data_set(clothing, tmp_path):
+    clothing.image(clothing.test[3]).write_bytes(b"no picture")
+    options = BuildOptions(shard_size=8, max_bad_fraction=0.16)
+    lost = example_id_of(clothing.test[3])[0]
+    with pytest.raises(
+        ValueError,
+        match="1 of 6 examples of split 'test' cannot be used; max_bad_fraction 0.16 tolerates 0. The first: "
+        rf"{lost}: not a known image format \(10 bytes\)",
+    ):
+        build_clothing(clothing, tmp_path / "out", options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    manifest = build_clothing(clothing, tmp_path / "out", dataclasses.replace(options, max_bad_fraction=0.17))
+    assert [example.example_id for example in manifest.skipped] == [lost]
+
+
+def test_examples_without_a_usable_label_or_listed_twice_are_skipped_and_listed(clothing, tmp_path):
+    unlabelled, beyond, twice, odd = clothing.train[1], clothing.train[9], clothing.val[2], clothing.test[0]
+    del clothing.noisy[unlabelled]
+    clothing.noisy[beyond] = 3
+    clothing.val.append(twice)
+    clothing.clean[odd] = 77
+    clothing.write_lists()
+    corruption = SymmetricCorruption(rate=0.5)
+    with pytest.raises(ValueError, match="2 of 20 examples of split 'train' cannot be used"):
+        build_clothing(clothing, tmp_path / "out", BuildOptions(shard_size=8))
+    assert not (tmp_path / "out").exists()
+    plain = build_clothing(clothing, tmp_path / "out")
+    assert [(example.example_id, example.label, example.reason) for example in plain.skipped] == [
+        (example_id_of(unlabelled)[0], None, "has no label"),
+        (example_id_of(beyond)[0], None, "label 3 must be 0 to 2"),
+        (example_id_of(twice)[0], clothing.clean[twice], "its id is that of another example"),
+        (example_id_of(odd)[0], None, "label 77 must be 0 to 2"),
+    ]
+    assert {name: (split.num_examples, split.num_listed) for name, split in plain.splits.items()} == {
+        "train": (18, 20), "val": (5, 6), "test": (5, 6),
+    }  # fmt: skip
+    assert check(plain) == []
+    options = BuildOptions(shard_size=8, corruption=corruption, max_bad_fraction=1)
+    at_build = open_split(build_clothing(clothing, tmp_path / "noisy", options), "train")
+    at_load = open_split(plain, "train", corruption)
+    assert at_build.given_labels.tolist() == at_load.given_labels.tolist()
+    held_out = {*clothing.val, *clothing.test}
+    labels = [clothing.noisy[key] for key in clothing.train if key not in {*held_out, unlabelled, beyond}]
+    in_order = at_load.select(np.argsort(at_load.ordinals))
+    assert in_order.given_labels.tolist() == corrupt(np.array(labels), 3, corruption).tolist()
 
 
 def test_noise_at_build_equals_noise_at_load_even_if_pictures_are_lost(clothing, tmp_path):
@@ -204,7 +250,9 @@ def test_noise_at_build_equals_noise_at_load_even_if_pictures_are_lost(clothing,
     whole = open_split(build_clothing(clothing, tmp_path / "whole"), "train", corruption)
     clothing.image(clothing.train[2]).unlink()
     plain = build_clothing(clothing, tmp_path / "plain")
-    noisy = build_clothing(clothing, tmp_path / "noisy", BuildOptions(shard_size=8, corruption=corruption))
+    noisy = build_clothing(
+        clothing, tmp_path / "noisy", BuildOptions(shard_size=8, corruption=corruption, max_bad_fraction=1)
+    )
     at_load, at_build = open_split(plain, "train", corruption), open_split(noisy, "train")
     by_id = dict(zip(whole.example_ids, whole.given_labels, strict=True))
     for table in (at_load, at_build):
@@ -243,13 +291,32 @@ def test_ids_that_would_not_survive_a_tar_or_a_url_are_refused(tmp_path, example
         build(Renamed(), tmp_path, BuildOptions())
 
 
-def test_two_examples_of_one_id_are_refused(tmp_path):
-    class Twice(Digits):
-        def examples(self):
-            yield from [SourceExample("same", "0", "png", "train", 0, 0)] * 2
+@pytest.mark.parametrize(
+    ("name", "classes", "message"),
+    [
+        ("", "ab", "name '' of a data set must have 1 to 200 characters"),
+        ("x" * 201, "ab", "must have 1 to 200 characters"),
+        ("set", "a", "must have at least two classes of different names, not 'a'"),
+        ("set", "aba", "must have at least two classes of different names, not 'a, b, a'"),
+        ("set", ("a", "\udcff"), r"name '\\udcff' is not UTF-8"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_is_read(tmp_path, name, classes, message):
+    source = Digits()
+    source.name, source.classes = name, tuple(classes)
+    with pytest.raises(ValueError, match=message) as error:
+        build(source, tmp_path / "out", BuildOptions())
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
-    with pytest.raises(ValueError, match="'same' stands for more than one example"):
-        build(Twice(), tmp_path, BuildOptions())
+
+def test_a_source_without_training_examples_is_refused(tmp_path):
+    class Untrained(Digits):
+        def examples(self):
+            yield SourceExample("a", "0", "png", "val", 0, 0)
+
+    with pytest.raises(ValueError, match="'digits' lists no example to train on"):
+        build(Untrained(), tmp_path, BuildOptions())
 
 
 def test_a_folder_is_built_by_one_process_at_a_time(tmp_path):

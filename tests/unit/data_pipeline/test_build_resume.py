@@ -118,11 +118,12 @@ def test_pictures_that_were_away_are_asked_for_again(clothing, tmp_path):
         if progress.split == "test":
             raise KeyboardInterrupt
 
+    options = BuildOptions(shard_size=8, max_bad_fraction=0.1)
     with Clothing1M(clothing.root) as source:
         with pytest.raises(KeyboardInterrupt):
-            build(source, tmp_path / "out", BuildOptions(shard_size=8), stop)
+            build(source, tmp_path / "out", options, stop)
         clothing.image(lost).write_bytes(picture)
-        manifest = build(source, tmp_path / "out", BuildOptions(shard_size=8)).manifest
+        manifest = build(source, tmp_path / "out", options).manifest
     assert [example.example_id for example in manifest.skipped] == [example_id_of(damaged)[0]]
     build_clothing(clothing, tmp_path / "at_once")
     assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")

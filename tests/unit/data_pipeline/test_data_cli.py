@@ -66,12 +66,16 @@ def test_build_mnist_with_classes_and_val(idx_folder, tmp_path):
 def test_build_clothing_from_a_tar_lists_what_was_skipped(clothing, tmp_path):
     clothing.image(clothing.val[0]).unlink()
     tar = make_tar(clothing.root, tmp_path / "clothing.tar")
-    built = run("build", "clothing1m", tar, tmp_path / "out", "--name", "photos")
+    refused = run("build", "clothing1m", tar, tmp_path / "out", "--name", "photos")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "1 of 5 examples of split 'val' cannot be used; max_bad_fraction 0.01 tolerates 0" in refused.stderr
+    options = ("--name", "photos", "--max-bad-fraction", 0.2)
+    built = run("build", "clothing1m", tar, tmp_path / "out", *options)
     assert built.exit_code == 0
     assert "photos: 3 classes" in built.stdout
     assert "2 of 22 noisy training keys are in val or test too" in built.stdout
     assert "skipped val" in built.stdout
-    again = run("build", "clothing1m", tar, tmp_path / "out", "--name", "photos")
+    again = run("build", "clothing1m", tar, tmp_path / "out", *options)
     assert "nothing was changed" in again.stdout
 
 
@@ -160,7 +164,7 @@ def test_index_shards_of_somebody_else(clothing, tmp_path):
         (("--classes", "1"), "a number from 2 up"),
         (("--classes", "@nowhere.txt"), "nowhere.txt"),
         (("--classes", "3", "--are-clean"), "holds another build of data set 'shards'"),
-        (("--classes", "2", "--max-bad-fraction", "0"), "samples cannot be used; max_bad_fraction 0 tolerates 0"),
+        (("--classes", "2", "--max-bad-fraction", "0"), "cannot be used; max_bad_fraction 0 tolerates 0"),
     ]:
         refused = run("build", "webdataset", folder, *wrong)
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)

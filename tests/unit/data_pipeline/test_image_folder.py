@@ -112,7 +112,7 @@ def test_unreadable_pictures_are_skipped_and_listed(tmp_path):
     (tmp_path / "raw/cat/linked.jpg").symlink_to(tmp_path / "raw/dog/a.jpg")
     (tmp_path / "raw/cat/loop").symlink_to(tmp_path / "raw/cat")
     (tmp_path / "raw/dog/text.jpg").write_text("no picture")
-    manifest = build(ImageFolder(tmp_path / "raw"), tmp_path / "out", BuildOptions()).manifest
+    manifest = build(ImageFolder(tmp_path / "raw"), tmp_path / "out", BuildOptions(max_bad_fraction=0.4)).manifest
     assert manifest.splits["train"].num_examples == len(contents) + 1
     assert {example.example_id for example in manifest.skipped} == {"cat-gone", "dog-text"}
 

@@ -227,7 +227,9 @@ def test_bad_samples_are_listed_up_to_the_limit(tmp_path, bad, label, reason):
     assert (train.num_examples, train.num_listed) == (4, 5)
     assert open_split(manifest, "train").ordinals.tolist() == [0, 1, 3, 4]
     (tmp_path / "set" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=f"1 of 5 samples cannot be used; max_bad_fraction 0.1 tolerates 0.*{reason}"):
+    with pytest.raises(
+        ValueError, match=f"1 of 5 examples of split 'train' cannot be used; max_bad_fraction 0.1 tolerates 0.*{reason}"
+    ):
         index_shards(tmp_path / "set", dataclasses.replace(OPTIONS, max_bad_fraction=0.1))
     assert not (tmp_path / "set" / "manifest.json").exists()
 
