@@ -180,7 +180,8 @@ def _read_index(manifest: Manifest, split: Split, shard: Shard) -> pa.Table:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
         raise ValueError(f"index {path!r} is damaged: {error}") from None
-    if not table.schema.equals(INDEX_SCHEMA) or table.num_rows != shard.num_examples:
+    fits = table.schema.equals(INDEX_SCHEMA) and not any(column.null_count for column in table.columns)
+    if not fits or table.num_rows != shard.num_examples:
         raise ValueError(f"index {path!r} does not fit the manifest; build the data set anew")
     for name, (low, high) in _limits(len(manifest.classes), split.num_listed).items():
         _check_column(path, table, name, low, high)

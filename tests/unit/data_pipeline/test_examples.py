@@ -93,6 +93,9 @@ def test_an_index_of_another_form_or_length_is_refused(copied):
         writer.write_table(pa.table({"example_id": ["a"] * 8}))
     with pytest.raises(ValueError, match="does not fit the manifest"):
         open_split(with_index(copied, other.getvalue().to_pybytes()), "train")
+    for name, value in (("example_id", "a"), ("height", 1), ("xxh3", 1)):
+        with pytest.raises(ValueError, match="does not fit the manifest"):
+            open_split(with_index(copied, index_of(copied, **{name: [None, *[value] * 7]})), "train")
     second = copied.root / copied.splits["train"].shards[2].index.path
     with pytest.raises(ValueError, match="does not fit the manifest"):
         open_split(with_index(copied, second.read_bytes()), "train")
