@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
@@ -97,9 +97,9 @@ class ShardCache:
         return fetched
 
     def discard(self, shard: FileEntry) -> None:
-        """Remove a shard whose bytes have rotted here."""
-        with self._deciding():
-            self._path(shard).unlink(missing_ok=True)
+        """Remove a shard whose bytes have rotted here, if that can be done."""
+        with suppress(OSError), self._deciding():
+            self._path(shard).unlink()
 
     def _path(self, shard: FileEntry) -> Path:
         return self._folder / shard.sha256

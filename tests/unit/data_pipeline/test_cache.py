@@ -194,6 +194,16 @@ def test_a_shard_that_rotted_is_fetched_again(cache: ShardCache, storage: Counti
     assert holds(cache, shard)
 
 
+def test_what_cannot_be_removed_stays(cache: ShardCache, storage: CountingStorage) -> None:
+    """Its examples are read from the storage then."""
+    shard = make(storage, "a.tar", 40 * KB)
+    cache.fetch(shard, storage)
+    (cache._folder / ".lock").unlink()
+    (cache._folder / ".lock").mkdir()  # nobody can take this lock, as in a folder that may only be read
+    cache.discard(shard)
+    assert holds(cache, shard)
+
+
 class Halting(LocalStorage):
     """Says when it is asked, and then does not answer."""
 
