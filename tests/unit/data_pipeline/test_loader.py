@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.errors import QuarantineLimitError, StorageError
+from data_pipeline.batch_decoder import CPUBatchDecoder
+from data_pipeline.errors import BadImageError, QuarantineLimitError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
+from data_pipeline.reader import ShardReader
 from data_pipeline.spec import DataSpec, num_tolerated
 
 TENSORS = ("images_BHWC", "given_labels_B", "clean_labels_B", "indices_B", "valid_B", "flip_B")
@@ -158,6 +160,32 @@ def test_resuming_at_every_batch_gives_the_rest_of_the_epoch(train, world_size):
             assert second.state_dict()["examples_delivered"] == 20
 
 
+def test_what_was_done_before_a_restart_is_not_read_again(train, monkeypatch):
+    rows_read: list[int] = []
+    read_many = ShardReader.read_many
+
+    def counted(reader: ShardReader, rows: list[int]) -> list[bytes | BadImageError]:
+        rows_read.extend(rows)
+        return read_many(reader, rows)
+
+    monkeypatch.setattr(ShardReader, "read_many", counted)
+    with loader(train, batch_size=4) as opened:
+        rest = torch.cat([batch.indices_B for batch in opened.epoch(1, 12)])
+    assert sorted(rows_read) == sorted(rest.tolist())
+    assert len(rows_read) == 8
+
+
+@pytest.mark.parametrize("where", [(ShardReader, "read_many"), (CPUBatchDecoder, "decode_boxes")])
+def test_an_error_in_a_thread_reaches_whoever_waits_for_its_batch(train, monkeypatch, where):
+    def broken(*_: object) -> None:
+        raise MemoryError("in a thread")
+
+    monkeypatch.setattr(*where, broken)
+    with loader(train) as opened, pytest.raises(MemoryError, match="in a thread"):
+        next(opened.epoch(1))
+    assert not hush_threads()
+
+
 @pytest.mark.parametrize("change", [{"digest": "0" * 64}, {"seed": 6}, {"order": "windowed"}, {"num_examples": 19}])
 def test_a_state_of_other_data_or_order_is_refused(train, change):
     with loader(train) as opened:
@@ -232,7 +260,7 @@ def test_a_picture_that_decodes_badly_is_quarantined_with_the_decoders_reason(cl
 
 
 def hush_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("hush-loader")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("hush-")]
 
 
 def test_threads_end_after_an_early_break_and_after_an_error(train, damaged):
