@@ -142,8 +142,8 @@ def _begin(storage: Storage, listing: Listing, *, force: bool) -> None:
     names = [
         listing.part_name(split, number) for split in listing.examples for number in range(listing.num_parts(split))
     ]
-    firsts = [f"{listing.part_name(split, 0)}{SHARD_SUFFIX}" for split in listing.examples]
-    for path in firsts if not force else ():
+    for name in names if not force else ():
+        path = f"{name}{SHARD_SUFFIX}"
         if path not in known and storage.exists(path):
             raise ValueError(f"{storage.url}: {path} is there already; choose another folder, or --force to replace it")
     files = known.union(*((f"{name}{SHARD_SUFFIX}", f"{name}{INDEX_SUFFIX}", record_path(name)) for name in names))

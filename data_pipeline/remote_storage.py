@@ -100,7 +100,10 @@ class RemoteStorage:
 
     def _put(self, path: str, content: bytes | Path) -> None:
         self._refuse_to_write_over_http()
-        self._ask(path, lambda name: obstore.put(self._store, name, content))
+        try:
+            self._ask(path, lambda name: obstore.put(self._store, name, content))
+        except FileNotFoundError:
+            raise StorageError(f"{self._url}: there is no such bucket to write to") from None
 
     def _refuse_to_write_over_http(self) -> None:
         if isinstance(self._store, HTTPStore):

@@ -128,6 +128,11 @@ def test_over_http_nothing_is_built(server, clothing):
         build(source, server.http_url("new"), OPTIONS)
 
 
+def test_a_bucket_that_is_not_there_is_named(server, clothing):
+    with Clothing1M(clothing.root) as source, pytest.raises(OSError, match="s3://elsewhere/set: there is no such buck"):
+        build(source, "s3://elsewhere/set", OPTIONS)
+
+
 @pytest.mark.parametrize("out", ["pipe:cat >file", "gs://bucket/set", "file:///tmp/set"])
 def test_other_places_are_refused(clothing, out):
     with Clothing1M(clothing.root) as source, pytest.raises(ValueError, match="is not read; give a path, s3://"):

@@ -141,10 +141,11 @@ def test_another_data_set_is_only_replaced_by_force(clothing, tmp_path):
 
 
 def test_shards_that_no_build_has_made_are_never_lost(tmp_path):
-    (tmp_path / "train-000000.tar").write_bytes(b"of somebody else")
-    with pytest.raises(ValueError, match=r"train-000000\.tar is there already; choose another folder, or --force"):
+    (tmp_path / "train-000002.tar").write_bytes(b"of somebody else")
+    (tmp_path / "train-000007.tar").write_bytes(b"in nobody's way")
+    with pytest.raises(ValueError, match=r"train-000002\.tar is there already; choose another folder, or --force"):
         build_digits(tmp_path)
-    assert (tmp_path / "train-000000.tar").read_bytes() == b"of somebody else"
+    assert (tmp_path / "train-000002.tar").read_bytes() == b"of somebody else"
     manifest = build_digits(tmp_path, BuildOptions(shard_size=500, force=True))
     recipe = manifest.recipe.model_copy(update={"owns_shards": False})
     manifest.model_copy(update={"recipe": recipe}).save(tmp_path)  # as if they had only been indexed
