@@ -281,6 +281,23 @@ def test_an_abandoned_epoch_does_not_disturb_the_next(train):
         assert_equal(list(opened.epoch(2)), batches(train, epoch=2))
 
 
+def test_augmentation_goes_by_example_epoch_and_seed_and_not_by_place(train):
+    def pictures(table: ExampleTable, **changes: int) -> dict[str, tuple[bool, bytes]]:
+        return {
+            table.example_ids[int(row)]: (bool(flip), image.numpy().tobytes())
+            for batch in batches(table, **changes)
+            for row, flip, image in zip(batch.indices_B, batch.flip_B, batch.images_BHWC, strict=True)
+            if row >= 0
+        }
+
+    here = pictures(train)
+    assert pictures(train.select(range(19, 9, -1)), batch_size=3) == {
+        name: here[name] for name in train.example_ids[10:]
+    }
+    for other in ({"epoch": 2}, {"seed": 6}):
+        assert all(picture != here[name] for name, picture in pictures(train, **other).items())
+
+
 def test_a_selection_loads_its_own_rows(train):
     chosen = train.select([7, 2, 11])
     (batch,) = batches(chosen, shuffle=False)
