@@ -66,7 +66,7 @@ def check(
         loaded = Manifest.load(manifest)
         quiet = as_json or not sys.stderr.isatty()
         with Bars(console=Console(stderr=True), disable=quiet, transient=True) as bars:
-            bar = bars.add_task(loaded.name, total=sum(split.num_examples for split in loaded.splits.values()))
+            bar = bars.add_task("checking", total=sum(split.num_examples for split in loaded.splits.values()))
             problems = check_data_set(
                 loaded,
                 decode_pictures=decode,

@@ -22,15 +22,16 @@ def print_summary(manifest: Manifest, notes: tuple[str, ...], *, as_json: bool) 
         typer.echo(json.dumps({**summary_json(manifest), "notes": notes}))
         return
     from rich.console import Console  # noqa: PLC0415 -- when needed
+    from rich.markup import escape  # noqa: PLC0415 -- when needed
     from rich.table import Table  # noqa: PLC0415 -- when needed
 
-    table = Table("split", title=f"{manifest.name}: {len(manifest.classes)} classes")
+    table = Table("split", title=f"{escape(manifest.name)}: {len(manifest.classes)} classes")
     for column in ("examples", "listed", "skipped", "clean label known", "shards", "MB"):
         table.add_column(column, justify="right")
     for name, split in manifest.splits.items():
         size_mb = sum(shard.size_bytes for shard in split.shards) / 1e6
         counts = (split.num_examples, split.num_listed, split.num_listed - split.num_examples, split.num_clean_labels)
-        table.add_row(name, *(f"{count:,}" for count in counts), str(len(split.shards)), f"{size_mb:.1f}")
+        table.add_row(escape(name), *(f"{count:,}" for count in counts), str(len(split.shards)), f"{size_mb:.1f}")
     console = Console()
     console.print(table)
     for example in manifest.skipped[:10]:

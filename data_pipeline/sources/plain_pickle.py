@@ -180,6 +180,8 @@ def _array_of_bytes(data: object, shape: object, element_type: object) -> NDArra
 
 
 def _pairs(values: Sequence[object]) -> dict[object, object]:
+    if not all(isinstance(key, str | int) for key in values[::2]):  # tuples in tuples may take for ever to hash
+        raise TypeError("a key is neither text nor number")
     return dict(zip(values[::2], values[1::2], strict=True))
 
 

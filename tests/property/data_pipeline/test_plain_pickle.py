@@ -91,6 +91,13 @@ def test_code_is_refused_and_not_run(tmp_path, protocol):
     assert path.exists()  # the same bytes do run when they are unpickled
 
 
+def test_a_key_that_would_take_for_ever_to_hash_is_refused():
+    """Sixty pairs, each of the one before twice."""
+    pairs = b"".join(bytes((*b"h", number, *b"h", number, *b"\x86q", number + 1)) for number in range(60))
+    with pytest.raises(UnexpectedPickleError, match="a key is neither text nor number"):
+        load_plain(b"\x80\x02U\x01aq\x00" + pairs + b"}h\x3cU\x01bs.")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

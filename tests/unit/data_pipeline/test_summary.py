@@ -93,12 +93,13 @@ def test_many_classes_get_a_list_of_confusions_instead_of_a_matrix(tmp_path, num
         picture.parent.mkdir(parents=True)
         picture.write_bytes(encoded(photo(number, 40, 30)))
     corruption = PairflipCorruption(rate=0.9)
-    source = ImageFolder(tmp_path / "raw", are_clean=True)
+    source = ImageFolder(tmp_path / "raw", "[/b] set", are_clean=True)
     manifest = build(source, tmp_path / "out", BuildOptions(corruption=corruption)).manifest
     shown = show(manifest)
     assert ("the most frequent" in shown) == (num_classes == 17)
     assert ("clean \\ given, %" in shown) == (num_classes == 16)
     assert names[3] in shown
+    assert f"[/b] set: {num_classes} classes" in shown
 
 
 def test_unknown_clean_labels_are_said_to_be_unknown(tmp_path):
