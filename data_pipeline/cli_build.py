@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Make shards and a manifest.json from a raw data set. Building twice gives the same bytes.",
+    help="Make shards and a manifest.json from a raw data set. Building twice gives the same bytes; a build that was"
+    " stopped goes on where it was.",
+    epilog="To try it out: hush data build digits data/digits, then hush data show data/digits/manifest.json",
 )
 
 Out = Annotated[
@@ -40,7 +41,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the order
 ShardSize = Annotated[int, typer.Option(min=1, help="Most examples a shard.")]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes that build shards; else one a CPU, fewer for small sets. Same bytes."),
+    typer.Option(min=1, help="Processes that share the work; else one a CPU, fewer for small sets. Same result."),
 ]
 MaxBadFraction = Annotated[
     float, typer.Option(min=0, max=1, help="Share of a split that may be unusable: it is listed and left out.")
@@ -73,9 +74,9 @@ def build_clothing1m(
     """
     from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
 
-    with one_line_errors(), Clothing1M(src, name, only_original=only_original) as source:
-        options = _options(corruption, seed, shard_size, processes, force=force)
-        _build(source, out, replace(options, max_bad_fraction=max_bad_fraction), as_json=as_json)
+    with one_line_errors():
+        options = _options(corruption, seed, shard_size, processes, max_bad_fraction=max_bad_fraction, force=force)
+        _build(lambda: Clothing1M(src, name, only_original=only_original), out, options, as_json=as_json)
 
 
 @app.command("digits")
@@ -96,7 +97,8 @@ def build_digits(
     from data_pipeline.sources.digits import Digits  # noqa: PLC0415 -- scikit-learn takes a second to import
 
     with one_line_errors():
-        _build(Digits(), out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, force=force)
+        _build(lambda: nullcontext(Digits()), out, options, as_json=as_json)
 
 
 Classes = Annotated[
@@ -140,8 +142,11 @@ def build_cifar(
     from data_pipeline.sources.cifar import Cifar  # noqa: PLC0415 -- numpy, Pillow
 
     with one_line_errors():
-        source = Cifar(src, name, labels=labels.value, num_val=num_val, val_seed=val_seed)
-        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, force=force)
+        _build(
+            lambda: nullcontext(Cifar(src, name, labels=labels.value, num_val=num_val, val_seed=val_seed)),
+            out, options, as_json=as_json,
+        )  # fmt: skip
 
 
 @app.command("image-folder")
@@ -172,9 +177,11 @@ def build_image_folder(
     from data_pipeline.sources.image_folder import ImageFolder  # noqa: PLC0415 -- only this command needs it
 
     with one_line_errors():
-        source = ImageFolder(src, name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)
-        options = _options(corruption, seed, shard_size, processes, force=force)
-        _build(source, out, replace(options, max_bad_fraction=max_bad_fraction), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, max_bad_fraction=max_bad_fraction, force=force)
+        _build(
+            lambda: nullcontext(ImageFolder(src, name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)),
+            out, options, as_json=as_json,
+        )  # fmt: skip
 
 
 @app.command("mnist")
@@ -202,8 +209,12 @@ def build_mnist(
     from data_pipeline.sources.mnist import Mnist  # noqa: PLC0415 -- numpy, Pillow
 
     with one_line_errors():
-        source = Mnist(src, name, _class_names(classes), num_val=num_val, val_seed=val_seed)
-        _build(source, out, _options(corruption, seed, shard_size, processes, force=force), as_json=as_json)
+        options = _options(corruption, seed, shard_size, processes, force=force)
+        names = _class_names(classes)
+        _build(
+            lambda: nullcontext(Mnist(src, name, names, num_val=num_val, val_seed=val_seed)),
+            out, options, as_json=as_json,
+        )  # fmt: skip
 
 
 @app.command("webdataset")
@@ -311,19 +322,30 @@ def _class_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _options(corruption: str | None, seed: int, shard_size: int, processes: int | None, *, force: bool) -> BuildOptions:
+def _options(
+    corruption: str | None,
+    seed: int,
+    shard_size: int,
+    processes: int | None,
+    *,
+    force: bool,
+    max_bad_fraction: float = 0.01,
+) -> BuildOptions:
     from data_pipeline.build import BuildOptions  # noqa: PLC0415 -- OpenCV and Arrow
 
     return BuildOptions(
         seed=seed,
         shard_size=shard_size,
         corruption=None if corruption is None else parse_corruption(corruption, seed),
+        max_bad_fraction=max_bad_fraction,
         force=force,
         num_processes=processes,
     )
 
 
-def _build(source: Source, out: str, options: BuildOptions, *, as_json: bool) -> None:
+def _build(
+    open_source: Callable[[], AbstractContextManager[Source]], out: str, options: BuildOptions, *, as_json: bool
+) -> None:
     from rich.console import Console  # noqa: PLC0415 -- when needed
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
     from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed
@@ -337,15 +359,17 @@ def _build(source: Source, out: str, options: BuildOptions, *, as_json: bool) ->
     tasks: dict[str, TaskID] = {}
 
     def show_progress(progress: Progress) -> None:
+        if not tasks:
+            bars.remove_task(listing)
         if progress.split not in tasks:
             tasks[progress.split] = bars.add_task(progress.split, total=progress.num_total)
         bars.update(tasks[progress.split], completed=progress.num_done)
 
     with bars:
-        result = build(source, out, options, show_progress)
-    notes = (
-        source.notes
-        if result.is_new
-        else (*source.notes, "this very data set stood there already: nothing was changed")
-    )
+        listing = bars.add_task("listing", total=None)  # of a million examples: ten seconds and more
+        with open_source() as source:
+            result = build(source, out, options, show_progress)
+    notes = source.notes
+    if not result.is_new:
+        notes += ("this very data set stood there already: nothing was changed",)
     print_summary(result.manifest, notes, as_json=as_json)

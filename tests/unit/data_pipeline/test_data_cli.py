@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -178,3 +181,32 @@ def test_importing_the_commands_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def told_on_a_terminal(*arguments) -> str:
+    """What a command writes to stderr where that is a terminal; nothing of it goes to stdout."""
+    ours, theirs = pty.openpty()
+    told = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "data", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"},
+    ) as command:  # fmt: skip
+        os.close(theirs)
+        with suppress(OSError):  # once the other end is closed
+            while piece := os.read(ours, 4096):
+                told += piece
+        os.close(ours)
+        output, _ = command.communicate(timeout=60)
+    assert command.returncode == 0
+    assert b"\x1b[" not in output
+    return told.decode()
+
+
+def test_long_work_is_seen_on_a_terminal(tmp_path):
+    built = told_on_a_terminal("build", "digits", tmp_path)
+    assert all(text in built for text in ("listing", "train", "1297/1297", "test", "300/300"))
+    checked = told_on_a_terminal("check", tmp_path / "manifest.json")
+    assert all(text in checked for text in ("checking", "100%"))
+    (tmp_path / "manifest.json").unlink()
+    indexed = told_on_a_terminal("build", "webdataset", tmp_path, "--classes", "digits")
+    assert all(text in indexed for text in ("reading", " MB", "0:00:00"))
