@@ -4,7 +4,8 @@
     <class>/…/<file>          everything is train
 
 Classes are the class folders of all splits, by name. Files are pictures by their suffix (`SUFFIXES`); others are
-counted in the notes. Links to files are followed, links to folders only where they stand for a split or a class.
+counted in the notes. What is hidden (`.name`) is not looked at. Links to files are followed, links to folders only
+where they stand for a split or a class.
 Without a val/, `num_val` training examples, drawn by `val_seed`, become val.
 
 Whether the folders are right is for whoever builds to say: with `are_clean` an example's folder is its clean label too.
@@ -111,6 +112,8 @@ class ImageFolder:
 def _split_folders(root: Path) -> dict[SplitName, Path]:
     """Each split's folder; the root itself where everything is train."""
     if not (root / "train").is_dir():
+        if _SPLIT_FOLDERS.keys() >= {*_folders(root)}:
+            raise ValueError(f"{root} must hold a folder for each of two classes or more, or train/ with such folders")
         return {"train": root}
     splits: dict[SplitName, Path] = {}
     for name in _folders(root):
@@ -131,10 +134,10 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below, by path."""
+    """Every file below that is not hidden, by path: other programs keep copies and thumbnails in hidden ones."""
     for parent, folders, files in os.walk(folder, onerror=_raise):
-        folders.sort()
-        yield from (Path(parent, file) for file in sorted(files))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, file) for file in sorted(files) if not file.startswith("."))
 
 
 def _raise(error: OSError) -> None:

@@ -95,7 +95,8 @@ def test_an_id_does_not_depend_on_what_else_is_there(tmp_path):
 def test_other_files_and_empty_folders_are_told_of(tmp_path):
     write(tmp_path, "cat/a.jpg", "dog/a.jpg")
     (tmp_path / "cat" / "notes.txt").write_text("x")
-    (tmp_path / "cat" / ".DS_Store").write_text("x")
+    (tmp_path / "cat" / "more.txt").write_text("x")
+    write(tmp_path, "cat/.copies/a.jpg", "dog/._a.jpg")
     (tmp_path / "owl").mkdir()
     (tmp_path / ".git").mkdir()
     source = ImageFolder(tmp_path)
@@ -104,6 +105,7 @@ def test_other_files_and_empty_folders_are_told_of(tmp_path):
         "class folders without a picture: owl",
     )
     assert source.classes == ("cat", "dog", "owl")
+    assert [example.key for example in source.examples()] == ["cat/a.jpg", "dog/a.jpg"]
 
 
 def test_unreadable_pictures_are_skipped_and_listed(tmp_path):
@@ -131,6 +133,9 @@ def test_what_is_no_folder_of_class_folders_is_refused(tmp_path):
     write(tmp_path / "one", "cat/a.jpg")
     with pytest.raises(ValueError, match="a folder for each of two classes or more"):
         ImageFolder(tmp_path / "one")
+    write(tmp_path / "halves", "val/cat/a.jpg", "val/dog/a.jpg", "test/cat/a.jpg")
+    with pytest.raises(ValueError, match="or train/ with such folders"):
+        ImageFolder(tmp_path / "halves")
     write(tmp_path / "odd", "train/cat/a.jpg", "train/dog/a.jpg", "extra/cat/a.jpg")
     with pytest.raises(ValueError, match=r"holds train/ and extra/; beside train/ only train, val, valid, validation"):
         ImageFolder(tmp_path / "odd")

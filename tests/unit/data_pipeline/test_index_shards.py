@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 from sample_data import build_clothing, encoded, photo
 
 from data_pipeline.check import check
@@ -21,6 +22,7 @@ from data_pipeline.index_shards import IndexOptions, index_shards
 from data_pipeline.label_corruption import corrupt
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
+from data_pipeline.sources import webdataset as webdataset_source
 from data_pipeline.sources.webdataset import LabelPlace, LabelRules
 from data_pipeline.spec import SymmetricCorruption
 
@@ -329,6 +331,18 @@ def test_class_names_that_could_be_other_numbers_are_refused(classes):
 def test_a_label_place_says_what_it_must_be(text):
     with pytest.raises(ValueError, match="must be the kind of a member"):
         LabelPlace.parse(text)
+
+
+def test_members_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset_source, "MAX_MEMBER_BYTES", 2000)
+    monkeypatch.setattr(webdataset_source, "MAX_LABEL_BYTES", 20)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    large = encoded(Image.fromarray(noise), "PNG")
+    write_shards(tmp_path / "set", a=[sample(0), sample(1, jpg=large), sample(2, cls=b" " * 21 + b"1"), sample(3)])
+    assert [skipped.reason for skipped in index_shards(tmp_path / "set", tolerant()).skipped] == [
+        "a.tar: its picture has more than 2,000 bytes",
+        "a.tar: .cls has more than 20 bytes",
+    ]
 
 
 def test_deep_json_is_a_bad_label(tmp_path):
