@@ -54,6 +54,18 @@ def test_past_the_limit_it_fails_before_it_evaluates_and_leaves_the_list(tmp_pat
     assert published(tmp_path / "run") == ["quarantine.jsonl"]
 
 
+def test_a_long_epoch_is_given_up_in_the_middle(tmp_path: Path) -> None:
+    manifest = noisy_digits(tmp_path / "digits")
+    damage(manifest, "train", 200)
+    spec = spec_for(manifest, 0.01)
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"batch_size": 8})})
+    with pytest.raises(QuarantineLimitError):
+        train_alone(context_for(spec, tmp_path / "run"))
+    (entry,) = map(json.loads, (tmp_path / "run" / "journal.jsonl").read_text().splitlines())
+    assert entry["file"] == "quarantine.jsonl"
+    assert 50 <= entry["step"] < 100  # of 163
+
+
 def test_each_split_has_its_own_limit(tmp_path: Path) -> None:
     manifest = noisy_digits(tmp_path / "digits")
     damage(manifest, "test", 4)

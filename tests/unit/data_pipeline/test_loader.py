@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from data_pipeline.batch_decoder import CPUBatchDecoder
+from data_pipeline.cache import ShardCache
 from data_pipeline.errors import BadImageError, QuarantineLimitError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
 from data_pipeline.reader import ShardReader
 from data_pipeline.spec import DataSpec, num_tolerated
+from data_pipeline.storage import Storage
 
 TENSORS = ("images_BHWC", "given_labels_B", "clean_labels_B", "indices_B", "valid_B", "flip_B")
 
@@ -338,6 +340,33 @@ def test_a_storage_that_is_away_is_no_bad_example(train):
             next(opened.epoch(1))
         assert opened.quarantine == []
     assert not hush_threads()
+
+
+class Remote:
+    """Files that the reader knows no folder of."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._storage, name)
+
+
+@pytest.mark.parametrize(("order", "shuffle"), [("windowed", True), ("global", False)])
+def test_each_rank_says_beforehand_which_shards_it_will_need(train, tmp_path, monkeypatch, order, shuffle):
+    remote = dataclasses.replace(train, storage=Remote(train.storage))
+    for rank in range(2):
+        told: list[list[int]] = []
+        monkeypatch.setattr(ShardReader, "prefetch", lambda _, shards, told=told: told.append(shards))
+        settings = {"shuffle": shuffle, "rank": rank, "world_size": 2, "batch_size": 4}
+        with loader(remote, spec(order=order, window_shards=2), cache=ShardCache(tmp_path, 1), **settings) as opened:
+            found = list(opened.epoch(1, 4))
+        assert len(told) == len(found) == 4
+        for shards, batch in zip(told, found, strict=True):
+            assert set(remote.shard_indices[batch.indices_B].tolist()) <= set(shards)
+    with loader(remote, cache=ShardCache(tmp_path, 1)) as opened:
+        list(opened.epoch(1))
+    assert len(told) == 4  # a global order may need any shard next
 
 
 def test_what_cannot_be_split_or_is_empty_is_refused(train):
