@@ -12,8 +12,8 @@ import json
 import torch
 
 from data_pipeline.errors import QuarantineLimitError
+from data_pipeline.examples import ExampleTable
 from data_pipeline.spec import num_tolerated
-from trainer.job_data import Part
 from trainer.run import Position, Run
 from trainer.run_schema import QUARANTINE_FILE
 
@@ -23,13 +23,14 @@ NUM_NAMED = 3
 
 def hold_to_limit(run: Run, position: Position) -> None:
     """QuarantineLimitError, once they are listed, if too much of a split is unreadable. Called by all ranks."""
-    parts = [run.data.train, *run.data.evaluated.values()]
-    counts = run.ranks.sum_(torch.tensor([len(part.loader.quarantine) for part in parts]))
-    if all(count <= _limit(run, part) for part, count in zip(parts, counts.tolist(), strict=True)):
+    tables = {part.table.split: part.table for part in (run.data.train, *run.data.evaluated.values())}
+    own = _own(run)
+    counts = run.ranks.sum_(torch.tensor([len(own[split]) for split in tables]))
+    if all(count <= _limit(run, table) for table, count in zip(tables.values(), counts.tolist(), strict=True)):
         return
     # Ranks may have found the same ones: only the list tells.
     found = publish(run, position)
-    problems = [_problem(run, part, found) for part in parts]
+    problems = [_problem(run, table, found) for table in tables.values()]
     message = run.ranks.broadcast_text(next((problem for problem in problems if problem), ""))
     if message:
         raise QuarantineLimitError(message)
@@ -37,15 +38,8 @@ def hold_to_limit(run: Run, position: Position) -> None:
 
 def publish(run: Run, position: Position) -> dict[str, dict[str, str]]:
     """Write the list, with what earlier attempts had found; by split, a line for each id, on rank 0. Called by all."""
-    parts = [run.data.train, run.data.tracked, *run.data.evaluated.values()]
-    own: dict[str, dict[str, str]] = {}
-    for part in parts:
-        lines = own.setdefault(part.table.split, {})
-        for bad in part.loader.quarantine:
-            row = {"example_id": bad.example_id, "shard": bad.shard, "reason": bad.reason}
-            lines[bad.example_id] = json.dumps(row)
     found: dict[str, dict[str, str]] = {}
-    for text in run.ranks.gather_text(json.dumps(own)) or ():
+    for text in run.ranks.gather_text(json.dumps(_own(run))) or ():
         for split, lines in json.loads(text).items():
             found.setdefault(split, {}).update(lines)
     if any(found.values()):
@@ -59,18 +53,29 @@ def publish(run: Run, position: Position) -> dict[str, dict[str, str]]:
     return found
 
 
-def _limit(run: Run, part: Part) -> int:
-    return num_tolerated(run.spec.data.max_bad_fraction, len(part.table))
+def _own(run: Run) -> dict[str, dict[str, str]]:
+    """By split, a line for the id of each example that this rank found."""
+    own: dict[str, dict[str, str]] = {}
+    for part in (run.data.train, run.data.tracked, *run.data.evaluated.values()):
+        lines = own.setdefault(part.table.split, {})
+        for bad in part.loader.quarantine:
+            row = {"example_id": bad.example_id, "shard": bad.shard, "reason": bad.reason}
+            lines[bad.example_id] = json.dumps(row)
+    return own
 
 
-def _problem(run: Run, part: Part, found: dict[str, dict[str, str]]) -> str:
-    """What is wrong with a part, "" if nothing is."""
-    rows = [json.loads(line) for line in found.get(part.table.split, {}).values()]
-    if len(rows) <= _limit(run, part):
+def _limit(run: Run, table: ExampleTable) -> int:
+    return num_tolerated(run.spec.data.max_bad_fraction, len(table))
+
+
+def _problem(run: Run, table: ExampleTable, found: dict[str, dict[str, str]]) -> str:
+    """What is wrong with a split, "" if nothing is."""
+    rows = [json.loads(line) for line in found.get(table.split, {}).values()]
+    if len(rows) <= _limit(run, table):
         return ""
     named = "; ".join(f"{row['example_id']}: {row['reason']}" for row in rows[:NUM_NAMED])
     return (
-        f"{len(rows)} of {len(part.table)} examples of {part.table.split!r} are unreadable; data.max_bad_fraction ="
-        f" {run.spec.data.max_bad_fraction:g} tolerates {_limit(run, part)}. {QUARANTINE_FILE} lists them; the first:"
+        f"{len(rows)} of {len(table)} examples of {table.split!r} are unreadable; data.max_bad_fraction ="
+        f" {run.spec.data.max_bad_fraction:g} tolerates {_limit(run, table)}. {QUARANTINE_FILE} lists them; the first:"
         f" {named}"
     )

@@ -66,6 +66,15 @@ def test_a_long_epoch_is_given_up_in_the_middle(tmp_path: Path) -> None:
     assert 50 <= entry["step"] < 100  # of 163
 
 
+def test_what_only_the_record_of_tracked_examples_reads_counts_too(tmp_path: Path) -> None:
+    manifest = noisy_digits(tmp_path / "digits")
+    damage(manifest, "train", 200)  # some 20 of them in the first two steps
+    changes = {"schedule": {"epochs": 1, "max_steps_per_epoch": 2}, "label_noise": {"num_examples": "all"}}
+    spec = JobSpec.model_validate({**spec_for(manifest, 0.05).model_dump(), **changes})
+    with pytest.raises(QuarantineLimitError, match=r"200 of 1297 examples of 'train' are unreadable"):
+        train_alone(context_for(spec, tmp_path / "run"))
+
+
 def test_each_split_has_its_own_limit(tmp_path: Path) -> None:
     manifest = noisy_digits(tmp_path / "digits")
     damage(manifest, "test", 4)
