@@ -61,8 +61,10 @@ def refresh_statistics(run: Run, position: Position) -> None:
     if not layers:
         return
     if run.spec.evaluation.reestimate_batchnorm and posterior_of(run.learner.optimizer) is not None:
-        num_batches = num_statistics_batches(len(run.data.train.table), run.spec.data.batch_size)
-        batches = run.data.train.loader.epoch(position.epoch)
+        loader = run.data.train.loader
+        epoch_size = loader.examples_before(loader.num_batches)
+        num_batches = num_statistics_batches(epoch_size, run.spec.data.batch_size)
+        batches = loader.epoch(position.epoch)
         _estimate_statistics(run.network, layers, zip(range(num_batches), batches, strict=False), run.ranks)
     ddp.average_statistics(run.network, run.ranks)
 
