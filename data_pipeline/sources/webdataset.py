@@ -35,6 +35,8 @@ MAX_MEMBER_BYTES = 256 << 20
 """Larger pictures are not read."""
 MAX_LABEL_BYTES = 1 << 20
 _READ_BYTES = 4 << 20
+_NOTES = re.compile(r"__[^/]*__(/|$)")
+"""What webdataset itself leaves out."""
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 
 
@@ -140,7 +142,7 @@ def _members(tar: tarfile.TarFile, path: str, rules: LabelRules) -> Iterator[_Me
     for member in tar:
         tar.members = []  # type: ignore[attr-defined]  # documented, not in the stubs: frees 1 KB a file
         name = _NAME.fullmatch(member.name.removeprefix("./"))
-        if name is None or not member.isreg() or member.issparse() or member.name.startswith("__"):
+        if name is None or not member.isreg() or member.issparse() or _NOTES.match(member.name):
             continue
         key, kind = name[1], name[2].lower()
         if kind.rpartition(".")[2] in PICKLES:

@@ -167,6 +167,15 @@ def test_changed_pictures_under_unchanged_lists_are_another_data_set(clothing, t
     assert replaced.digest != before.digest
 
 
+def test_another_list_of_what_was_skipped_is_another_data_set(clothing, tmp_path):
+    clothing.image(clothing.val[0]).unlink()
+    before = build_clothing(clothing, tmp_path / "out")
+    clothing.image(clothing.val[0]).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="holds another build"):
+        build_clothing(clothing, tmp_path / "out")
+    assert check(before) == []
+
+
 def test_a_broken_manifest_is_only_replaced_by_force(clothing, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

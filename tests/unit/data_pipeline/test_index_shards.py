@@ -25,6 +25,7 @@ from data_pipeline.reader import ShardReader
 from data_pipeline.sources import webdataset as webdataset_source
 from data_pipeline.sources.webdataset import LabelPlace, LabelRules
 from data_pipeline.spec import SymmetricCorruption
+from data_pipeline.storage import LocalStorage
 
 CLASSES = ("cat", "dog", "owl")
 RULES = LabelRules(LabelPlace.parse("cls"), None, CLASSES)
@@ -141,6 +142,37 @@ def test_keys_that_are_alike_behind_their_shards_are_told_apart(tmp_path):
     assert {"a-z", "a-b-z"} < set(open_split(manifest, "train").example_ids)
 
 
+def test_members_whose_bytes_do_not_lie_there_in_one_piece_are_no_pictures(tmp_path):
+    """A second name for another member, and a file with holes."""
+    (tmp_path / "set").mkdir()
+    picture = encoded(photo(1, 40, 30))
+    link, holes = tarfile.TarInfo("b.jpg"), tarfile.TarInfo("c.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+    holes.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(len(picture))}
+    data = f"1\n0\n{len(picture)}\n".encode().ljust(512, b"\0") + picture
+    holes.size = len(data)
+    with tarfile.open(tmp_path / "set" / "a.tar", "w") as tar:
+        for number, (info, content) in enumerate([(tarfile.TarInfo("a.jpg"), picture), (link, b""), (holes, data)]):
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+            label = tarfile.TarInfo(info.name.replace("jpg", "cls"))
+            label.size = 1
+            tar.addfile(label, io.BytesIO(str(number).encode()))
+    manifest = index_shards(tmp_path / "set", tolerant())
+    assert [(skipped.example_id, skipped.reason) for skipped in manifest.skipped] == [
+        ("b", "a.tar: has 0 pictures, not one, among its members .cls"),
+        ("c", "a.tar: has 0 pictures, not one, among its members .cls"),
+    ]
+    assert read_all(manifest, "train") == {"a": picture}
+
+
+def test_what_follows_the_end_of_a_tar_counts_for_its_checksum(tmp_path):
+    write_shards(tmp_path / "set", a=[sample(1)])
+    with (tmp_path / "set" / "a.tar").open("ab") as file:
+        file.write(bytes(9 << 20))
+    assert check(index_shards(tmp_path / "set", OPTIONS)) == []
+
+
 def test_names_of_any_bytes_are_listed_readably(tmp_path):
     (tmp_path / "set").mkdir()
     picture = encoded(photo(1, 40, 30))
@@ -164,7 +196,8 @@ def test_every_tar_format_folders_long_names_and_dots_in_kinds(tmp_path, fmt):
     write_members(
         folder / "0.tar",
         ("./one.jpg", picture), ("./one.seg.png", b"a mask"), ("./one.cls", b" 2\n"),
-        ("__meta__", b"x"), (f"{long}.JPEG", picture), (f"{long}.cls", b"dog"), ("readme", b"no sample"),
+        ("__meta__", b"x"), ("__meta__/a.jpg", b"x"), ("readme", b"no sample"),
+        (f"{long}.JPEG", picture), (f"{long}.cls", b"dog"),
         fmt=fmt,
     )  # fmt: skip
     manifest = index_shards(tmp_path / "set", OPTIONS)
@@ -303,6 +336,15 @@ def test_a_data_set_that_stands_there_is_only_replaced_by_force(tmp_path):
     assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
     assert index_shards(tmp_path / "set", dataclasses.replace(other, force=True)).digest != first.digest
     assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
+
+
+def test_while_indexes_are_replaced_there_is_no_data_set(tmp_path, monkeypatch):
+    write_shards(tmp_path / "set", a=[sample(1)])
+    index_shards(tmp_path / "set", OPTIONS)
+    monkeypatch.setattr(LocalStorage, "write", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        index_shards(tmp_path / "set", OPTIONS)
+    assert not (tmp_path / "set" / "manifest.json").exists()
 
 
 def test_shards_whose_names_cannot_stand_in_a_manifest_are_refused(tmp_path):
