@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from data_pipeline.storage import Patience
 
 BUCKET = "data"
-QUICK = Patience(retry_s=20, first_wait_s=0.01, silence_s=0.3)
+QUICK = Patience(retry_s=60, first_wait_s=0.01, silence_s=0.5)
 """For a server on this machine."""
 
 
