@@ -311,7 +311,9 @@ def _class_names(text: str) -> tuple[str, ...]:
     if text.isdecimal() and len(text) < 6:
         names = tuple(map(str, range(int(text))))
     elif text.startswith("@"):
-        names = tuple(line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        )
     else:
         names = tuple(name.strip() for name in text.split(","))
     if len(names) < 2 or "" in names or len(set(names)) < len(names):

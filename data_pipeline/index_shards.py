@@ -120,6 +120,8 @@ def _shard_paths(storage: Storage) -> list[str]:
     root = Path(storage.url)
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder")
+    if not os.access(root, os.W_OK):
+        raise ValueError(f"{root} cannot be written to; index files and {MANIFEST_FILE} go beside the shards")
     paths = [path.relative_to(root).as_posix() for path in root.rglob(f"*{SHARD_SUFFIX}") if path.is_file()]
     compressed = sorted(path.name for path in root.rglob("*") if path.name.lower().endswith(_COMPRESSED))
     if compressed:

@@ -133,7 +133,7 @@ class Clothing1M:
 
     def _lines(self, file: str) -> list[str]:
         try:
-            text = self._files.read(file).decode("utf-8")
+            text = self._files.read(file).decode("utf-8-sig")  # some editors put a mark before the first line
         except OSError as error:
             raise ValueError(f"{self._path} is not in Clothing1M's layout: {file}: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -200,7 +200,7 @@ class _TarFiles:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # documented, not in the stubs: frees 1 KB a file
                     if member.isreg():
-                        places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                        places[member.name] = (member.offset_data, member.size)
                 end = tar.offset
         except tarfile.TarError as error:
             raise ValueError(f"{self._path} is no whole, uncompressed tar file: {error}") from None

@@ -29,6 +29,15 @@ def test_splits_labels_and_order_follow_the_lists(clothing):
         assert example.given_label == labels[example.key]
 
 
+def test_lists_may_come_from_another_system(clothing):
+    with Clothing1M(clothing.root) as source:
+        expected = source.classes, list(source.examples())
+    for path in clothing.root.glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    with Clothing1M(clothing.root) as source:
+        assert (source.classes, list(source.examples())) == expected
+
+
 def test_notes_hold_the_sizes_against_the_original_and_count_both_labels(clothing):
     with Clothing1M(clothing.root) as source:
         sizes, left_out, both = source.notes
@@ -85,6 +94,17 @@ def test_a_tar_reads_as_the_folder_does(clothing, tmp_path, prefix):
         assert examples == list(from_folder.examples())
         for example in examples:
             assert from_tar.read(example) == clothing.image(example.key).read_bytes()
+
+
+def test_a_tar_that_is_cut_while_it_is_read_has_lost_its_pictures(clothing, tmp_path):
+    path = make_tar(clothing.root, tmp_path / "clothing.tar")
+    with Clothing1M(path) as source:
+        examples = list(source.examples())
+        with path.open("r+b") as file:
+            file.truncate(1000)
+        for example in examples:
+            with pytest.raises(OSError, match="The tar file ends inside it"):
+                source.read(example)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_index_shards_of_somebody_else(clothing, tmp_path):
     shards = build_clothing(clothing, folder)
     (folder / "manifest.json").unlink()
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(shards.classes))
+    names.write_text("\n".join(shards.classes), encoding="utf-8-sig")
     options = ("--label", "json:given_label", "--clean-label", "json:clean_label", "--json")
     summary = json.loads(run("build", "webdataset", folder, "--classes", f"@{names}", *options).stdout)
     assert (summary["name"], tuple(summary["classes"])) == ("shards", shards.classes)

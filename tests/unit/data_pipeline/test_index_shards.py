@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import pickle
 import re
 import tarfile
@@ -354,6 +355,13 @@ def test_shards_whose_names_cannot_stand_in_a_manifest_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             index_shards(tmp_path / "set", OPTIONS)
         named.rename(tmp_path / "set" / "a.tar")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    write_shards(tmp_path / "set", a=[sample(1)])
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path / "set", os.W_OK))
+    with pytest.raises(ValueError, match=r"set cannot be written to; index files and manifest\.json go beside"):
+        index_shards(tmp_path / "set", OPTIONS, lambda *_: pytest.fail("it was read"))
 
 
 def test_compressed_shards_are_refused_rather_than_left_out(tmp_path):
