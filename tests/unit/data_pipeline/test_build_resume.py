@@ -129,6 +129,21 @@ def test_pictures_that_were_away_are_asked_for_again(clothing, tmp_path):
     assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")
 
 
+def test_shards_of_other_labels_are_not_kept(clothing, tmp_path):
+    def stop(progress: Progress) -> None:
+        if progress.split == "test":
+            raise KeyboardInterrupt
+
+    options = BuildOptions(shard_size=8)
+    with Clothing1M(clothing.root) as source, pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "out", options, stop)
+    clothing.noisy[clothing.train[0]] = 2
+    clothing.write_lists()
+    build_clothing(clothing, tmp_path / "out", options)
+    build_clothing(clothing, tmp_path / "at_once", options)
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")
+
+
 def test_a_forced_build_that_is_killed_goes_on_and_leaves_nothing_of_the_old_set(killed, whole):
     build_clothing_like = BuildOptions(shard_size=50, force=True)
     build_digits(killed, build_clothing_like)
