@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     the comparison. Unset: the service's home, the user's home, and the folder the service was started in."""
     allowed_urls: Annotated[tuple[str, ...], NoDecode] = ()
     """Addresses a job may read data from, e.g. `s3://bucket/sets https://data.example.org`, between spaces or commas;
-    each allows all that lies below it. Unset: none, as service and workers ask with credentials of their own."""
+    each allows all that lies below it, and wherever its server redirects to. Unset: none, as service and workers ask
+    with credentials of their own."""
     python: Path = Path(sys.executable)
     """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
