@@ -155,7 +155,10 @@ class Loader:
         return min(batch * self._batch_size, self._epoch_size)
 
     def state_dict(self) -> LoaderState:
-        """Where the epoch begun last stands: go on with `epoch(state["epoch"], state["examples_delivered"])`."""
+        """Where the epoch stands that gave the last batch, or was begun since.
+
+        To go on: `epoch(state["epoch"], state["examples_delivered"])`.
+        """
         return LoaderState(
             digest=self._table.digest,
             num_examples=len(self._table),
@@ -203,7 +206,7 @@ class Loader:
                     pending.append(self._submit(order_M, epoch, start + number * self._batch_size))
                 if pending and (number >= num_batches or len(pending) > PREFETCH_BATCHES):
                     batch = self._finish(pending[0])
-                    self._examples_delivered = pending.popleft().end
+                    self._epoch, self._examples_delivered = epoch, pending.popleft().end
                     yield batch
         finally:
             for one in pending:

@@ -283,6 +283,16 @@ def test_an_abandoned_epoch_does_not_disturb_the_next(train):
         assert_equal(list(opened.epoch(2)), batches(train, epoch=2))
 
 
+def test_the_state_is_that_of_the_batch_delivered_last(train):
+    with loader(train) as opened:
+        states = []
+        epochs = {number: opened.epoch(number) for number in (1, 2)}
+        for number in (1, 2, 1):
+            next(epochs[number])
+            states.append((opened.state_dict()["epoch"], opened.state_dict()["examples_delivered"]))
+    assert states == [(1, 6), (2, 6), (1, 12)]
+
+
 def test_augmentation_goes_by_example_epoch_and_seed_and_not_by_place(train):
     def pictures(table: ExampleTable, **changes: int) -> dict[str, tuple[bool, bytes]]:
         return {
