@@ -7,33 +7,25 @@
 
 A picture is 3 x 32 x 32 bytes: red, green, blue, each row by row. In the binary form a record is one label byte (two in
 CIFAR-100: coarse, then fine) and the picture. The python form is a pickle, which is read and never unpickled.
-Train and test as they are distributed, data_batch_1 first: the order in which Co-teaching+ draws its noise. `num_val`
-training examples, drawn by `val_seed`, become val. Pictures become PNG files, pixel for pixel.
-
-example_id: where it stands in the original files: `train-00012` (also where it is in val), `test-00034`.
+Train and test as they are distributed, data_batch_1 first: the order in which Co-teaching+ draws its noise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from data_pipeline.sources.base import SourceExample, SplitName
-from data_pipeline.sources.hold_out import hold_out
+from data_pipeline.sources.arrays import ArraySource, Part, PartName
 from data_pipeline.sources.plain_pickle import UnexpectedPickleError, load_plain
 
 SIDE = 32
 _PICTURE_BYTES = 3 * SIDE * SIDE
 
 Labels = Literal["fine", "coarse"]
-_Part = Literal["train", "test"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +34,7 @@ class _Form:
 
     name: str
     """Of the data set."""
-    files: dict[_Part, tuple[str, ...]]
+    files: dict[PartName, tuple[str, ...]]
     names: dict[Labels, str]
     """Labels -> the text file of class names; in the python form the entry of the file `meta`."""
     labels: dict[Labels, str | int]
@@ -77,7 +69,7 @@ _FORMS = (
 )  # fmt: skip
 
 
-class Cifar:
+class Cifar(ArraySource):
     """CIFAR-10 or CIFAR-100 out of a folder: whichever, in whichever form, lies there. All is read and checked at once
     (184 MB of pixels)."""
 
@@ -94,35 +86,12 @@ class Cifar:
         form = _form_of(folder)
         if labels not in form.labels:
             raise ValueError(f"labels {labels!r}: {folder} holds {form.name}, which has fine labels only")
-        self.name = name or form.name
-        self.classes = _class_names(folder, form, labels)
+        classes = _class_names(folder, form, labels)
         parts = {part: _read_part(folder, form, part, labels) for part in form.files}
-        self._pixels = {part: pixels for part, (pixels, _) in parts.items()}
-        self._labels = {part: numbers for part, (_, numbers) in parts.items()}
-        for part, numbers in self._labels.items():
-            if numbers.size and int(numbers.max()) >= len(self.classes):
-                raise ValueError(f"{folder}: {part} has label {numbers.max()}, must be 0 to {len(self.classes) - 1}")
-        train, val = hold_out(len(self._labels["train"]), num_val, val_seed)
-        test = list(range(len(self._labels["test"])))
-        self._rows: dict[SplitName, tuple[_Part, list[int]]] = {
-            "train": ("train", train), "val": ("train", val), "test": ("test", test),
-        }  # fmt: skip
-        self.notes = (f"val: {num_val:,} training examples drawn by seed {val_seed}",) if num_val else ()
-
-    def examples(self) -> Iterator[SourceExample]:
-        """train, val, test; within each in the order of the files."""
-        for split, (part, rows) in self._rows.items():
-            for row in rows:
-                label = int(self._labels[part][row])
-                yield SourceExample(f"{part}-{row:05d}", str(row), "png", split, label, label)
-
-    def read(self, example: SourceExample) -> bytes:
-        """The picture as a PNG."""
-        part: _Part = "test" if example.split == "test" else "train"
-        pixels_CHW = self._pixels[part][int(example.key)].reshape(3, SIDE, SIDE)
-        file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0))).save(file, format="PNG")
-        return file.getvalue()
+        for part, (_, numbers) in parts.items():
+            if numbers.size and int(numbers.max()) >= len(classes):
+                raise ValueError(f"{folder}: {part} has label {numbers.max()}, must be 0 to {len(classes) - 1}")
+        super().__init__(name or form.name, classes, parts, num_val=num_val, val_seed=val_seed)
 
 
 def _form_of(folder: Path) -> _Form:
@@ -151,15 +120,15 @@ def _class_names(folder: Path, form: _Form, labels: Labels) -> tuple[str, ...]:
     return classes
 
 
-def _read_part(folder: Path, form: _Form, part: _Part, labels: Labels) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(pixels uint8 (N, 3072), labels (N,))."""
+def _read_part(folder: Path, form: _Form, part: PartName, labels: Labels) -> Part:
     read = _read_batch if form.meta else _read_records
     batches = [read(folder / file, form, labels) for file in form.files[part]]
-    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([numbers for _, numbers in batches])
+    pixels_NCHW = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, SIDE, SIDE)
+    return Part(pixels_NCHW.transpose(0, 2, 3, 1), np.concatenate([numbers for _, numbers in batches]))
 
 
 def _read_records(path: Path, form: _Form, labels: Labels) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A file of the binary form."""
+    """A file of the binary form: (pixels (N, 3072), labels (N,))."""
     data = np.fromfile(path, dtype=np.uint8)
     record_bytes = len(form.labels) + _PICTURE_BYTES
     if not len(data) or len(data) % record_bytes:
@@ -171,7 +140,7 @@ def _read_records(path: Path, form: _Form, labels: Labels) -> tuple[NDArray[np.u
 
 
 def _read_batch(path: Path, form: _Form, labels: Labels) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A file of the python form."""
+    """A file of the python form: (pixels (N, 3072), labels (N,))."""
     batch = _load(path)
     pixels = _entry(path, batch, "data", np.ndarray)
     numbers = _entry(path, batch, str(form.labels[labels]), list)

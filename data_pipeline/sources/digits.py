@@ -6,13 +6,12 @@ No network needed. Scans come with 17 grey levels; they become 8-bit PNG files. 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 from sklearn.datasets import load_digits
 
+from data_pipeline.sources.arrays import png_file
 from data_pipeline.sources.base import SourceExample, SplitName
 
 SPLIT_SIZES: dict[SplitName, int] = {"train": 1297, "val": 200, "test": 300}
@@ -43,6 +42,4 @@ class Digits:
 
     def read(self, example: SourceExample) -> bytes:
         """The scan as a greyscale PNG."""
-        file = io.BytesIO()
-        Image.fromarray(self._scans_N88[int(example.key)]).save(file, format="PNG")
-        return file.getvalue()
+        return png_file(self._scans_N88[int(example.key)])

@@ -3,41 +3,33 @@
     {train,t10k}-images-idx3-ubyte[.gz]     big-endian 0x00000803, number, height, width, then one byte a pixel
     {train,t10k}-labels-idx1-ubyte[.gz]     big-endian 0x00000801, number, then one byte a label
 
-(LeCun et al. 1998; some copies write `.idx3-ubyte`.) train and test as they are distributed; `num_val` training
-examples, drawn by `val_seed`, become val. Pictures become greyscale PNG files, pixel for pixel.
-
-example_id: where it stands in the original files: `train-00012` (also where it is in val), `test-00034`.
+(LeCun et al. 1998; some copies write `.idx3-ubyte`.) train and test as they are distributed.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from data_pipeline.sources.base import SourceExample, SplitName
-from data_pipeline.sources.hold_out import hold_out
+from data_pipeline.sources.arrays import ArraySource, Part, PartName
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 
-_Part = Literal["train", "test"]
-_FILE_PREFIX: dict[_Part, str] = {"train": "train", "test": "t10k"}
+_FILE_PREFIX: dict[PartName, str] = {"train": "train", "test": "t10k"}
 _UNSIGNED_BYTE = 0x08
 """idx's code of the element type, third byte of the magic number; the fourth counts the dimensions."""
 
 
-class Mnist:
+class Mnist(ArraySource):
     """A data set of idx files in a folder; all is read and checked at once (47 MB for 60,000 pictures of 28 x 28)."""
 
     def __init__(
@@ -49,40 +41,19 @@ class Mnist:
         num_val: int = 0,
         val_seed: int = 0,
     ) -> None:
-        self.name = name
-        self.classes = tuple(classes)
         folder = Path(path)
         if not folder.is_dir():
             raise ValueError(f"{folder}: there is no such folder")
-        self._images = {part: _read_images(folder, part) for part in _FILE_PREFIX}
-        self._labels = {part: _read_labels(folder, part, len(self.classes)) for part in _FILE_PREFIX}
-        for part in _FILE_PREFIX:
-            num_images, num_labels = len(self._images[part]), len(self._labels[part])
-            if num_images != num_labels:
-                raise ValueError(f"{folder}: {part} has {num_images:,} pictures, but {num_labels:,} labels")
-        train, val = hold_out(len(self._labels["train"]), num_val, val_seed)
-        test = list(range(len(self._labels["test"])))
-        self._rows: dict[SplitName, tuple[_Part, list[int]]] = {
-            "train": ("train", train), "val": ("train", val), "test": ("test", test),
-        }  # fmt: skip
-        self.notes = (f"val: {num_val:,} training examples drawn by seed {val_seed}",) if num_val else ()
-
-    def examples(self) -> Iterator[SourceExample]:
-        """train, val, test; within each in the order of the files."""
-        for split, (part, rows) in self._rows.items():
-            for row in rows:
-                label = int(self._labels[part][row])
-                yield SourceExample(f"{part}-{row:05d}", str(row), "png", split, label, label)
-
-    def read(self, example: SourceExample) -> bytes:
-        """The picture as a greyscale PNG."""
-        part: _Part = "test" if example.split == "test" else "train"
-        file = io.BytesIO()
-        Image.fromarray(self._images[part][int(example.key)]).save(file, format="PNG")
-        return file.getvalue()
+        parts = {
+            part: Part(_read_images(folder, part), _read_labels(folder, part, len(classes))) for part in _FILE_PREFIX
+        }
+        for part, (pictures, labels_N) in parts.items():
+            if len(pictures) != len(labels_N):
+                raise ValueError(f"{folder}: {part} has {len(pictures):,} pictures, but {len(labels_N):,} labels")
+        super().__init__(name, tuple(classes), parts, num_val=num_val, val_seed=val_seed)
 
 
-def _read_images(folder: Path, part: _Part) -> NDArray[np.uint8]:
+def _read_images(folder: Path, part: PartName) -> NDArray[np.uint8]:
     """uint8 (N, H, W)."""
     path = _find(folder, f"{_FILE_PREFIX[part]}-images", num_dims=3)
     images_NHW = _read_idx(path, num_dims=3)
@@ -91,7 +62,7 @@ def _read_images(folder: Path, part: _Part) -> NDArray[np.uint8]:
     return images_NHW
 
 
-def _read_labels(folder: Path, part: _Part, num_classes: int) -> NDArray[np.uint8]:
+def _read_labels(folder: Path, part: PartName, num_classes: int) -> NDArray[np.uint8]:
     """uint8 (N,), each below `num_classes`."""
     path = _find(folder, f"{_FILE_PREFIX[part]}-labels", num_dims=1)
     labels_N = _read_idx(path, num_dims=1)
