@@ -16,6 +16,7 @@ from typing import Self, TypedDict
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -71,6 +72,8 @@ class LoaderState(TypedDict):
 
     digest: str
     num_examples: int
+    labels_xxh3: str
+    """Of the given labels: noise may have been injected at load."""
     order: str
     seed: int
     batch_size: int
@@ -162,6 +165,7 @@ class Loader:
         return LoaderState(
             digest=self._table.digest,
             num_examples=len(self._table),
+            labels_xxh3=xxhash.xxh3_64_hexdigest(self._table.given_labels.tobytes()),
             order=plan.order_name(self._spec) if self._shuffle else "as listed",
             seed=self._seed,
             batch_size=self._batch_size,
@@ -170,9 +174,9 @@ class Loader:
         )
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Take over where a run stood; refused if the order of its examples would not be the same."""
+        """Take over where a run stood; refused if its examples, their labels or order would not be the same."""
         mine = self.state_dict()
-        for field in ("digest", "num_examples", "order", "seed"):
+        for field in ("digest", "num_examples", "labels_xxh3", "order", "seed"):
             if state[field] != mine[field]:
                 raise ValueError(
                     f"{field} was {state[field]!r} when this run began, now it is {mine[field]!r}; it must be the same"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipeline.spec import SymmetricCorruption
+from tests.sample_data import build_digits
 from tests.training import (
     ALONE,
     BSAM,
@@ -159,6 +161,15 @@ def test_another_order_is_refused(manifest: Path, tmp_path: Path, field: str, ch
     other = spec.model_copy(update={"data": data, "seed": change.get("seed", spec.seed)})
     with pytest.raises(ValueError, match=f"{field} was .* when this run began"):
         train_alone(context_for(other, tmp_path))
+
+
+def test_other_label_noise_is_refused(tmp_path: Path) -> None:
+    build_digits(tmp_path / "clean")
+    spec = digits_spec(tmp_path / "clean" / "manifest.json", schedule={"epochs": 1})
+    train_alone(context_for(spec, tmp_path / "run"))
+    data = spec.data.model_copy(update={"corruption": SymmetricCorruption(rate=0.1)})
+    with pytest.raises(ValueError, match=r"labels_xxh3 was .* when this run began"):
+        train_alone(context_for(spec.model_copy(update={"data": data}), tmp_path / "run"))
 
 
 def test_only_two_checkpoints_are_kept(manifest: Path, tmp_path: Path) -> None:

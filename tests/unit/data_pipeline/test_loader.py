@@ -188,7 +188,9 @@ def test_an_error_in_a_thread_reaches_whoever_waits_for_its_batch(train, monkeyp
     assert not hush_threads()
 
 
-@pytest.mark.parametrize("change", [{"digest": "0" * 64}, {"seed": 6}, {"order": "windowed"}, {"num_examples": 19}])
+@pytest.mark.parametrize(
+    "change", [{"digest": "0" * 64}, {"labels_xxh3": "0"}, {"seed": 6}, {"order": "windowed"}, {"num_examples": 19}]
+)
 def test_a_state_of_other_data_or_order_is_refused(train, change):
     with loader(train) as opened:
         with pytest.raises(ValueError, match=f"{next(iter(change))} was .*, now it is"):
