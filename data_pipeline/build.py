@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from data_pipeline.bad_examples import check_bad
 from data_pipeline.listing import Listing, Part, list_examples
+from data_pipeline.local_storage import LocalStorage
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
 from data_pipeline.processes import map_unordered, sensible_num_processes
 from data_pipeline.shard_index import INDEX_SUFFIX
@@ -34,7 +35,7 @@ from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartR
 from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import Source
 from data_pipeline.spec import Corruption
-from data_pipeline.storage import LocalStorage, Storage, storage_for
+from data_pipeline.storage import Storage, storage_for
 
 NOTES_FILE = f"{BUILDING_DIR}/build.json"
 SCRATCH_PREFIX = "scratch-"

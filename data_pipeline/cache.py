@@ -19,8 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
+from data_pipeline.atomic_file import flush
 from data_pipeline.manifest import FileEntry
-from data_pipeline.storage import Storage, sync_folder
+from data_pipeline.storage import Storage
 
 DIR_VARIABLE = "HUSH_CACHE_DIR"
 BYTES_VARIABLE = "HUSH_CACHE_BYTES"
@@ -93,7 +94,7 @@ class ShardCache:
                 else:
                     self._part(shard).unlink()
             os.close(part)
-        sync_folder(self._folder)
+        flush(self._folder)
         return fetched
 
     def discard(self, shard: FileEntry) -> None:

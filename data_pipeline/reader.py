@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from data_pipeline.cache import Fetched, ShardCache
 from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import ExampleTable
+from data_pipeline.local_storage import LocalStorage
 from data_pipeline.open_files import OpenFiles
 from data_pipeline.prefetch import Prefetcher
-from data_pipeline.storage import LocalStorage
 
 MAX_OPEN_FILES = 128
 NUM_REQUESTS = 32

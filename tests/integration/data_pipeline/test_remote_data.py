@@ -21,9 +21,10 @@ from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
+from data_pipeline.patience import Patience
 from data_pipeline.reader import ShardReader
 from data_pipeline.spec import DataSpec
-from data_pipeline.storage import Patience, storage_for
+from data_pipeline.storage import storage_for
 
 AWAY = Patience(retry_s=0.3, first_wait_s=0.01, silence_s=0.3)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 
-def write_aside(path: Path, write: Callable[[Path], None]) -> Path:
+def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path` and flush it to the disk; `publish` then gives it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         write(aside)
-        _flush(aside)
+        flush(aside)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -24,16 +25,13 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> Path:
 def publish(aside: Path, path: Path) -> None:
     """Rename, and flush the folder, so that the name outlives a power cut."""
     aside.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the new one, never a part."""
 
-    def write(aside: Path) -> None:
-        aside.write_bytes(data)
-
-    publish(write_aside(path, write), path)
+    publish(write_aside(path, lambda aside: aside.write_bytes(data)), path)
 
 
 def sha256_of(path: Path) -> str:
@@ -42,7 +40,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
