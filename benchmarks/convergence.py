@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.sources.base import Source, SourceExample
 from data_pipeline.sources.mnist import FASHION_CLASSES, Mnist
 from data_pipeline.spec import SymmetricCorruption

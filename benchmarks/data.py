@@ -34,9 +34,9 @@ from benchmarks import data_million
 from benchmarks import data_pictures as pictures_of
 from benchmarks.data_contestants import IMAGE_SIZE, Contestant
 from benchmarks.data_pictures import Picture
-from data_pipeline import crop, jpeg
-from data_pipeline.decode import BoxDecoder
 from data_pipeline.manifest import Manifest
+from data_pipeline.pictures import crop, jpeg
+from data_pipeline.pictures.decode import BoxDecoder
 
 LARGE_HEIGHT, LARGE_WIDTH = 1500, 2000
 NUM_LARGE = 6

@@ -21,10 +21,10 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from benchmarks.data_pictures import Picture
-from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, to_model_input
 from data_pipeline.examples import open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
+from data_pipeline.pictures.augment import IMAGENET_MEAN, IMAGENET_STD, to_model_input
 from data_pipeline.spec import DataSpec
 
 IMAGE_SIZE = 224

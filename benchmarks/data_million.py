@@ -25,10 +25,11 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from data_pipeline import jpeg, plan
+from data_pipeline import plan
 from data_pipeline.examples import INDEX_SCHEMA, ExampleTable, open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import MANIFEST_FILE, FileEntry, Manifest, Recipe, Shard, Split
+from data_pipeline.pictures import jpeg
 from data_pipeline.spec import DataSpec
 
 NUM_SHARDS, SHARD_SIZE = 1000, 1000

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from streaming import MDSWriter
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources.base import Source, SourceExample
 from data_pipeline.sources.clothing1m import Clothing1M

@@ -20,13 +20,14 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline import crop, plan
-from data_pipeline.batch_decoder import BatchDecoder, CPUBatchDecoder
-from data_pipeline.cache import ShardCache
+from data_pipeline import plan
 from data_pipeline.errors import BadImageError, QuarantineLimitError
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable
-from data_pipeline.lookahead import Lookahead
-from data_pipeline.reader import ShardReader
+from data_pipeline.pictures import crop
+from data_pipeline.pictures.batch_decoder import BatchDecoder, CPUBatchDecoder
+from data_pipeline.reading.cache import ShardCache
+from data_pipeline.reading.lookahead import Lookahead
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.spec import DataSpec, Remainder, num_tolerated
 
 PREFETCH_BATCHES = 3
@@ -310,7 +311,7 @@ def _decoder(batch_size: int, spec: DataSpec, device: torch.device | None) -> Ba
         return CPUBatchDecoder(
             batch_size, spec.image_size, num_threads=spec.num_threads, num_batches=1 + PREFETCH_BATCHES
         )
-    from data_pipeline.cuda_decode import CUDABatchDecoder  # noqa: PLC0415 -- torchvision, which nobody else needs here
+    from data_pipeline.pictures.cuda_decode import CUDABatchDecoder  # noqa: PLC0415 -- torchvision, which nobody else needs here
 
     return CUDABatchDecoder(device, batch_size, spec.image_size)
 

@@ -15,12 +15,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from data_pipeline.addresses import inside, split_url
 from data_pipeline.errors import StorageError
-from data_pipeline.local_storage import LocalStorage
-from data_pipeline.patience import USUAL_PATIENCE, Patience
 from data_pipeline.spec import Corruption
 from data_pipeline.storage import Storage, storage_for
+from data_pipeline.storage.addresses import inside, split_url
+from data_pipeline.storage.local import LocalStorage
+from data_pipeline.storage.patience import USUAL_PATIENCE, Patience
 
 MANIFEST_FILE = "manifest.json"
 MAX_NAME_CHARS = 200

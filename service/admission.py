@@ -6,11 +6,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 
-from data_pipeline.addresses import is_remote, url_parts
 from data_pipeline.errors import StorageError
 from data_pipeline.label_corruption import check_corruption
 from data_pipeline.manifest import Manifest
-from data_pipeline.patience import Patience
+from data_pipeline.storage.addresses import is_remote, url_parts
+from data_pipeline.storage.patience import Patience
 from service.errors import ProblemError
 from service.schemas import FieldProblem
 from trainer.spec import JobSpec

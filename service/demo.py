@@ -140,7 +140,7 @@ class _Demo:
 
     def _build(self) -> Path:
         """The data set; built twice, it is the same bytes."""
-        from data_pipeline.build import BuildOptions, build  # noqa: PLC0415 - while the service starts already
+        from data_pipeline.building.build import BuildOptions, build  # noqa: PLC0415 - while the service starts already
         from data_pipeline.sources.digits import Digits  # noqa: PLC0415
         from data_pipeline.spec import PairflipCorruption  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from data_pipeline.addresses import is_remote, url_parts
+from data_pipeline.storage.addresses import is_remote, url_parts
 
 
 class Settings(BaseSettings):

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from sample_data import encoded, photo
 
-from data_pipeline.crop import Box
-from data_pipeline.cuda_decode import CUDABatchDecoder
 from data_pipeline.errors import BadImageError
+from data_pipeline.pictures.crop import Box
+from data_pipeline.pictures.cuda_decode import CUDABatchDecoder
 
 SIZE = 32
 BOXES = (Box(0, 0, 120, 90), Box(7, 5, 40, 61), Box(100, 20, 20, 30), Box(10, 10, 110, 12))

@@ -12,7 +12,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 from moto.server import ThreadedMotoServer
 
-from data_pipeline.patience import Patience
+from data_pipeline.storage.patience import Patience
 
 BUCKET = "data"
 QUICK = Patience(retry_s=60, first_wait_s=0.01, silence_s=0.5)

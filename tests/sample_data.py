@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources.clothing1m import Clothing1M
 from data_pipeline.sources.digits import Digits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.build import BuildOptions
+from data_pipeline.building.build import BuildOptions
 from data_pipeline.examples import open_split
 from data_pipeline.manifest import Manifest
 from data_pipeline.spec import PairflipCorruption

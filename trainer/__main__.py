@@ -10,9 +10,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from data_pipeline.cache import cache_from
 from data_pipeline.errors import QuarantineLimitError, StorageError
 from data_pipeline.manifest import Manifest
+from data_pipeline.reading.cache import cache_from
 from trainer.run_schema import ATTEMPT_FILE, JOURNAL_FILE, AttemptContext
 from trainer.spec import JobSpec
 from trainer.spec_errors import load_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
-from data_pipeline.cache import ShardCache
+from data_pipeline.reading.cache import ShardCache
 from trainer import loop
 from trainer.console import ConsoleSupervisor
 from trainer.heartbeat import HeartbeatSupervisor

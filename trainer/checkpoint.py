@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import torch
 
-from data_pipeline.atomic_file import publish, sha256_of, write_aside
 from data_pipeline.loader import LoaderState
+from data_pipeline.storage.atomic_file import publish, sha256_of, write_aside
 from trainer.run_schema import CHECKPOINTS_DIR
 
 NUM_KEPT = 2

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipeline.augment import to_model_input
 from data_pipeline.loader import Loader
+from data_pipeline.pictures.augment import to_model_input
 
 MAX_CHUNK_BYTES = 256 * 2**20
 """Float32 images of a chunk."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data_pipeline.augment import to_model_input
 from data_pipeline.loader import Batch
+from data_pipeline.pictures.augment import to_model_input
 from trainer import ddp
 from trainer.calibration import PredictionCounts
 from trainer.chunks import MAX_CHUNK_BYTES, chunks

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.cache import ShardCache
 from data_pipeline.examples import UNKNOWN_LABEL, ExampleTable, open_split
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
+from data_pipeline.reading.cache import ShardCache
 from trainer.ranks import Ranks
 from trainer.run_schema import LabelKind, Split
 from trainer.spec import JobSpec

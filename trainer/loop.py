@@ -7,9 +7,9 @@ from itertools import islice
 
 import torch
 
-from data_pipeline.augment import to_model_input
-from data_pipeline.cache import ShardCache
 from data_pipeline.loader import Batch
+from data_pipeline.pictures.augment import to_model_input
+from data_pipeline.reading.cache import ShardCache
 from trainer import quarantine
 from trainer.errors import diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics

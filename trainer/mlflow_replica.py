@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
 
-from data_pipeline.atomic_file import write_atomically
+from data_pipeline.storage.atomic_file import write_atomically
 from trainer.replica_process import MLFLOW_FILE, MlflowRun, Outcome, read_mlflow_run
 from trainer.run_folder import RunFolder
 from trainer.run_schema import (

@@ -12,9 +12,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from data_pipeline.atomic_file import write_atomically
-from data_pipeline.cache import cache_from
 from data_pipeline.errors import QuarantineLimitError
+from data_pipeline.reading.cache import cache_from
+from data_pipeline.storage.atomic_file import write_atomically
 from trainer.errors import TrainingFailedError
 from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, EpochSummary
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline import atomic_file
-from data_pipeline.atomic_file import sha256_of, write_atomically
+from data_pipeline.storage import atomic_file
+from data_pipeline.storage.atomic_file import sha256_of, write_atomically
 from trainer.run_schema import CHECKPOINTS_DIR, JOURNAL_FILE, RESULT_FILE, AttemptResult, JournalEntry
 
 

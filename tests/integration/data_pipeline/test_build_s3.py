@@ -11,7 +11,7 @@ from PIL import Image
 from s3_server import BUCKET, S3Server, s3_server
 from sample_data import ClothingSet, build_clothing, encoded, make_clothing
 
-from data_pipeline.build import BuildOptions, Progress, build
+from data_pipeline.building.build import BuildOptions, Progress, build
 from data_pipeline.check import check
 from data_pipeline.manifest import Manifest
 from data_pipeline.sources.base import SourceExample

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
+from data_pipeline.building.index_shards import IndexOptions, index_shards
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
-from data_pipeline.index_shards import IndexOptions, index_shards
 from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest
-from data_pipeline.reader import ShardReader
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
 from data_pipeline.sources.webdataset import LabelPlace, LabelRules
 from data_pipeline.spec import DataSpec

@@ -15,16 +15,16 @@ from faulty_proxy import ALL_FAULTS
 from s3_server import QUICK, S3Server, s3_server
 from sample_data import build_clothing, make_clothing
 
-from data_pipeline.build import BuildOptions
-from data_pipeline.cache import ShardCache
+from data_pipeline.building.build import BuildOptions
 from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
-from data_pipeline.patience import Patience
-from data_pipeline.reader import ShardReader
+from data_pipeline.reading.cache import ShardCache
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.spec import DataSpec
 from data_pipeline.storage import storage_for
+from data_pipeline.storage.patience import Patience
 
 AWAY = Patience(retry_s=0.3, first_wait_s=0.01, silence_s=0.3)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sample_data import build_digits
 
-from data_pipeline.build import BuildOptions
+from data_pipeline.building.build import BuildOptions
 from data_pipeline.spec import PairflipCorruption
 from service.admission import admit
 from service.errors import ProblemError

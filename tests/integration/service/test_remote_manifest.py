@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server, s3_server
 
-from data_pipeline.patience import Patience
+from data_pipeline.storage.patience import Patience
 from service import admission
 from service.admission import admit
 from service.errors import ProblemError

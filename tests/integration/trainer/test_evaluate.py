@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from data_pipeline.augment import to_model_input
+from data_pipeline.pictures.augment import to_model_input
 from tests.training import ALONE, IVON, SGD, Watcher, context_for, digits_spec, noisy_digits, train_alone
 from trainer.calibration import PredictionCounts
 from trainer.evaluate import due_draws, due_splits, log_mean_softmax, num_statistics_batches, refresh_statistics

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.sources.clothing1m import Clothing1M
 from tests.sample_data import make_clothing
 from tests.training import IVON, SGD, Watcher, context_for, digits_spec, figures, noisy_digits, published, train_alone

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline import crop
+from data_pipeline.pictures import crop
 
 SEEDS = st.integers(0, 2**32 - 1)
 

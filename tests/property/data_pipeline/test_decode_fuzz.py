@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_data import encoded, photo
 
-from data_pipeline.decode import decode, image_shape
 from data_pipeline.errors import BadImageError
+from data_pipeline.pictures.decode import decode, image_shape
 
 FILES = [
     encoded(photo(1, 24, 31)),

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.lookahead import Lookahead
-from data_pipeline.remote_storage import joined
+from data_pipeline.reading.lookahead import Lookahead
+from data_pipeline.storage.remote import joined
 
 RANGES = st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 100)), max_size=30)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from data_pipeline.augment import IMAGENET_MEAN, IMAGENET_STD, to_model_input
+from data_pipeline.pictures.augment import IMAGENET_MEAN, IMAGENET_STD, to_model_input
 
 
 def test_it_is_flip_scale_and_normalise():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data_pipeline.batch_memory import BatchMemory
+from data_pipeline.pictures.batch_memory import BatchMemory
 
 SHAPE = (4, 3, 2)
 

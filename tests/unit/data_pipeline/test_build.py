@@ -14,12 +14,12 @@ import pytest
 import webdataset
 from sample_data import build_clothing, build_digits, make_tar
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.label_corruption import corrupt
 from data_pipeline.manifest import Manifest
-from data_pipeline.reader import ShardReader
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.sources.base import SourceExample
 from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
 from data_pipeline.sources.digits import Digits

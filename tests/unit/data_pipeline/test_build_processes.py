@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.check import check
 from data_pipeline.processes import _serve
 from data_pipeline.sources.base import SourceExample
@@ -22,7 +22,7 @@ from data_pipeline.sources.mnist import Mnist
 ONE, TWO, THREE = (BuildOptions(shard_size=4, num_processes=number) for number in (1, 2, 3))
 SLOW_BUILD = """
 import pathlib, sys, time
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.sources.mnist import Mnist
 
 class Slow(Mnist):

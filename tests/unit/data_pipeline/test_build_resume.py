@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sample_data import build_clothing, build_digits
 
-from data_pipeline.build import BuildOptions, Progress, build
+from data_pipeline.building.build import BuildOptions, Progress, build
 from data_pipeline.sources.base import SourceExample
 from data_pipeline.sources.clothing1m import Clothing1M, example_id_of
 from data_pipeline.sources.digits import Digits
@@ -18,7 +18,7 @@ from data_pipeline.sources.digits import Digits
 OPTIONS = BuildOptions(shard_size=200, num_processes=1)
 KILLED_IN_VAL = f"""
 import os, pathlib, sys
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.sources.digits import Digits
 def die(progress):
     if progress.split == "val":
@@ -163,3 +163,27 @@ def test_a_forced_build_that_is_killed_goes_on_and_leaves_nothing_of_the_old_set
 def test_options_that_cannot_be_are_refused(tmp_path, name, options):
     with pytest.raises(ValueError, match=f"{name} 0 must be at least 1"):
         build(Digits(), tmp_path, options)
+
+
+KILLED_IN_A_RENAME = f"""
+import os, pathlib, sys
+from data_pipeline.building.build import BuildOptions, build
+from data_pipeline.sources.digits import Digits
+def die(source, target):
+    os.kill(os.getpid(), 9)
+def on_progress(progress):
+    if progress.split == sys.argv[2]:
+        pathlib.Path.replace = die
+build(Digits(), pathlib.Path(sys.argv[1]), {OPTIONS!r}, on_progress)
+"""
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_files_that_a_kill_left_without_a_name_are_removed(whole, tmp_path, split):
+    done = subprocess.run([sys.executable, "-c", KILLED_IN_A_RENAME, tmp_path, split], check=False)
+    assert done.returncode == -9
+    assert list(tmp_path.rglob(".*.part"))
+    (tmp_path / ".mine.part").write_text("no file of ours")
+    build(Digits(), tmp_path, OPTIONS)
+    (tmp_path / ".mine.part").unlink()
+    assert content_of(tmp_path) == whole

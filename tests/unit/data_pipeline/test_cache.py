@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.cache import CHUNK_BYTES, Fetched, ShardCache, cache_from
 from data_pipeline.errors import StorageError
-from data_pipeline.local_storage import LocalStorage
 from data_pipeline.manifest import FileEntry
+from data_pipeline.reading.cache import CHUNK_BYTES, Fetched, ShardCache, cache_from
+from data_pipeline.storage.local import LocalStorage
 
 KB = 1000
 

@@ -13,7 +13,7 @@ import pytest
 from sample_data import build_clothing, encoded, photo
 from typer.testing import CliRunner
 
-from data_pipeline.build import BuildOptions
+from data_pipeline.building.build import BuildOptions
 from data_pipeline.check import Problem, check
 from data_pipeline.cli import app
 from data_pipeline.examples import INDEX_SCHEMA

@@ -20,10 +20,10 @@ from cifar_files import (
     pixels,
 )
 
-from data_pipeline import decode
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.examples import open_split
 from data_pipeline.label_corruption import corrupt
+from data_pipeline.pictures import decode
 from data_pipeline.sources.cifar import Cifar
 from data_pipeline.spec import PairflipCorruption
 

@@ -8,10 +8,10 @@ from cuda_decode_cases import check_one_bad_picture_hurts_no_other, check_pixels
 from sample_data import encoded, photo
 from training import digits_spec, noisy_digits
 
-from data_pipeline import cuda_decode
-from data_pipeline.crop import Box
 from data_pipeline.examples import open_split
 from data_pipeline.loader import Batch, Loader
+from data_pipeline.pictures import cuda_decode
+from data_pipeline.pictures.crop import Box
 from data_pipeline.spec import DataSpec
 from trainer.spec import JobSpec
 

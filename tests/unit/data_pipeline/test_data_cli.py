@@ -16,7 +16,7 @@ from sample_data import build_clothing, encoded, make_tar, photo
 from typer.testing import CliRunner
 
 from data_pipeline.cli import app
-from data_pipeline.cli_build import parse_corruption
+from data_pipeline.cli.build import parse_corruption
 from data_pipeline.manifest import Manifest
 from data_pipeline.spec import ClassDependentCorruption, PairflipCorruption, SymmetricCorruption
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from sample_data import encoded, photo
 
-from data_pipeline.crop import Box, centre_box, draws_for, random_box
-from data_pipeline.decode import MAX_PIXELS, BoxDecoder, crop_and_resize, decode, fraction_for, image_shape
 from data_pipeline.errors import BadImageError
+from data_pipeline.pictures.crop import Box, centre_box, draws_for, random_box
+from data_pipeline.pictures.decode import MAX_PIXELS, BoxDecoder, crop_and_resize, decode, fraction_for, image_shape
 
 
 def by_pillow(data: bytes) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sample_data import encoded, photo
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.examples import open_split
 from data_pipeline.sources.image_folder import ImageFolder
 

@@ -17,16 +17,16 @@ import webdataset
 from PIL import Image
 from sample_data import build_clothing, encoded, photo
 
+from data_pipeline.building.index_shards import IndexOptions, index_shards
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
-from data_pipeline.index_shards import IndexOptions, index_shards
 from data_pipeline.label_corruption import corrupt
-from data_pipeline.local_storage import LocalStorage
 from data_pipeline.manifest import Manifest
-from data_pipeline.reader import ShardReader
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.sources import webdataset as webdataset_source
 from data_pipeline.sources.webdataset import LabelPlace, LabelRules
 from data_pipeline.spec import SymmetricCorruption
+from data_pipeline.storage.local import LocalStorage
 
 CLASSES = ("cat", "dog", "owl")
 RULES = LabelRules(LabelPlace.parse("cls"), None, CLASSES)

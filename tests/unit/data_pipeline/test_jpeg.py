@@ -10,7 +10,7 @@ from PIL import Image
 from sample_data import encoded, photo
 
 from data_pipeline.errors import BadImageError
-from data_pipeline.jpeg import JpegHeader, PixelBuffer, decode_top, read_header
+from data_pipeline.pictures.jpeg import JpegHeader, PixelBuffer, decode_top, read_header
 
 HEIGHT, WIDTH = 203, 150
 

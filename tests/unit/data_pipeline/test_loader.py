@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch_decoder import CPUBatchDecoder
-from data_pipeline.cache import ShardCache
 from data_pipeline.errors import BadImageError, QuarantineLimitError, StorageError
 from data_pipeline.examples import ExampleTable, open_split
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.manifest import Manifest
-from data_pipeline.reader import ShardReader
+from data_pipeline.pictures.batch_decoder import CPUBatchDecoder
+from data_pipeline.reading.cache import ShardCache
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.spec import DataSpec, num_tolerated
 from data_pipeline.storage import Storage
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sample_data import idx_arrays, idx_file
 
-from data_pipeline import decode
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.manifest import Manifest
-from data_pipeline.reader import ShardReader
+from data_pipeline.pictures import decode
+from data_pipeline.reading.reader import ShardReader
 from data_pipeline.sources.mnist import DIGIT_CLASSES, FASHION_CLASSES, Mnist
 from data_pipeline.spec import SymmetricCorruption
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.open_files import OpenFiles
+from data_pipeline.reading.open_files import OpenFiles
 
 
 class Folder:

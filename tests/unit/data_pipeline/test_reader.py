@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import reader
 from data_pipeline.errors import StorageError
 from data_pipeline.examples import ExampleTable, open_split
-from data_pipeline.local_storage import LocalStorage
-from data_pipeline.reader import ShardReader
+from data_pipeline.reading import reader
+from data_pipeline.reading.reader import ShardReader
+from data_pipeline.storage.local import LocalStorage
 
 
 @pytest.fixture

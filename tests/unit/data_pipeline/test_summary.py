@@ -11,7 +11,7 @@ import pytest
 from sample_data import build_clothing, build_digits, encoded, photo
 from typer.testing import CliRunner
 
-from data_pipeline.build import BuildOptions, build
+from data_pipeline.building.build import BuildOptions, build
 from data_pipeline.cli import app
 from data_pipeline.examples import open_split
 from data_pipeline.manifest import Manifest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.atomic_file import write_aside, write_atomically
+from data_pipeline.storage.atomic_file import write_aside, write_atomically
 from trainer.run_folder import RunFolder
 
 

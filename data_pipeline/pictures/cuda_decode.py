@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from data_pipeline.crop import Box
-from data_pipeline.decode import MAX_PIXELS, BoxDecoder
 from data_pipeline.errors import BadImageError
-from data_pipeline.jpeg import read_header
+from data_pipeline.pictures.crop import Box
+from data_pipeline.pictures.decode import MAX_PIXELS, BoxDecoder
+from data_pipeline.pictures.jpeg import read_header
 
 
 class CUDABatchDecoder:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from data_pipeline.addresses import inside
-from data_pipeline.bad_examples import check_bad
-from data_pipeline.local_storage import LocalStorage
+from data_pipeline.building.bad_examples import check_bad
+from data_pipeline.building.shard_index import INDEX_SUFFIX, ShardIndex
+from data_pipeline.building.shard_part import other_data_set
+from data_pipeline.building.shard_writer import SHARD_SUFFIX
 from data_pipeline.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -33,13 +34,12 @@ from data_pipeline.manifest import (
     check_names,
 )
 from data_pipeline.processes import OnStep, map_unordered
-from data_pipeline.shard_index import INDEX_SUFFIX, ShardIndex
-from data_pipeline.shard_part import other_data_set
-from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import SPLITS, SourceExample, SplitName
 from data_pipeline.sources.example_ids import example_ids
 from data_pipeline.sources.webdataset import ForeignShard, LabelRules, Sample, read_shard
 from data_pipeline.storage import Storage, storage_for
+from data_pipeline.storage.addresses import inside
+from data_pipeline.storage.local import LocalStorage
 
 _COMPRESSED = (".tgz", *(f"{SHARD_SUFFIX}.{kind}" for kind in ("gz", "bz2", "xz", "zst", "lz4")))
 BYTES_PER_PROCESS = 1 << 30

@@ -15,13 +15,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from data_pipeline import decode
+from data_pipeline.building.listing import ListedExample, Part
+from data_pipeline.building.shard_writer import ShardWriter
 from data_pipeline.check import file_problem
 from data_pipeline.errors import BadImageError
-from data_pipeline.listing import ListedExample, Part
 from data_pipeline.manifest import Count, FileEntry, Record, Shard, SkippedExample
+from data_pipeline.pictures import decode
 from data_pipeline.processes import OnStep
-from data_pipeline.shard_writer import ShardWriter
 from data_pipeline.sources.base import Source
 from data_pipeline.storage import Storage, storage_for
 

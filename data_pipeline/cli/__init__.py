@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from data_pipeline import cli_build
-from data_pipeline.terminal import AsJson, one_line_errors, print_summary, summary_json
+from data_pipeline.cli import build as cli_build
+from data_pipeline.cli.terminal import AsJson, one_line_errors, print_summary, summary_json
 
 app = typer.Typer(no_args_is_help=True, help="Build data sets for training, and look at them.")
 app.add_typer(cli_build.app, name="build")
@@ -25,7 +25,7 @@ def show(manifest: ManifestPath, as_json: AsJson = False) -> None:
     """Show what a data set holds: classes, counts, picture sizes, and given labels against clean ones where known."""
     from rich.console import Console  # noqa: PLC0415 -- when needed
 
-    from data_pipeline import summary_view  # noqa: PLC0415 -- when needed
+    from data_pipeline.cli import summary_view  # noqa: PLC0415 -- when needed
     from data_pipeline.examples import open_split  # noqa: PLC0415 -- Arrow
     from data_pipeline.manifest import Manifest  # noqa: PLC0415 -- pydantic, when needed
     from data_pipeline.summary import summarise  # noqa: PLC0415 -- Arrow

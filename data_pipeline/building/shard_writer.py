@@ -15,8 +15,8 @@ from pathlib import Path
 
 import xxhash
 
+from data_pipeline.building.shard_index import INDEX_SUFFIX, Place, ShardIndex
 from data_pipeline.manifest import FileEntry, Shard
-from data_pipeline.shard_index import INDEX_SUFFIX, Place, ShardIndex
 from data_pipeline.sources.base import SourceExample
 
 SHARD_SUFFIX = ".tar"

@@ -25,17 +25,25 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from data_pipeline.bad_examples import check_bad
-from data_pipeline.listing import Listing, Part, list_examples
-from data_pipeline.local_storage import LocalStorage
+from data_pipeline.building.bad_examples import check_bad
+from data_pipeline.building.listing import Listing, Part, list_examples
+from data_pipeline.building.shard_index import INDEX_SUFFIX
+from data_pipeline.building.shard_part import (
+    BUILDING_DIR,
+    BuiltPart,
+    PartBuilder,
+    PartResult,
+    other_data_set,
+    record_path,
+)
+from data_pipeline.building.shard_writer import SHARD_SUFFIX
 from data_pipeline.manifest import MANIFEST_FILE, Manifest, Record, RelativePath, Shard, SkippedExample, Split
 from data_pipeline.processes import map_unordered, sensible_num_processes
-from data_pipeline.shard_index import INDEX_SUFFIX
-from data_pipeline.shard_part import BUILDING_DIR, BuiltPart, PartBuilder, PartResult, other_data_set, record_path
-from data_pipeline.shard_writer import SHARD_SUFFIX
 from data_pipeline.sources.base import Source
 from data_pipeline.spec import Corruption
 from data_pipeline.storage import Storage, storage_for
+from data_pipeline.storage.atomic_file import leftovers
+from data_pipeline.storage.local import LocalStorage
 
 NOTES_FILE = f"{BUILDING_DIR}/build.json"
 SCRATCH_PREFIX = "scratch-"
@@ -240,8 +248,11 @@ def _scratch(storage: Storage) -> Iterator[Path]:
     Path(storage.url).mkdir(parents=True, exist_ok=True)
     with _locked(storage):
         building.mkdir(exist_ok=True)
+        # Of builds that were killed: we hold the lock.
         for folder in building.glob(f"{SCRATCH_PREFIX}*"):
-            shutil.rmtree(folder, ignore_errors=True)  # of builds that were killed: we hold the lock
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (*leftovers(building), *leftovers(building.parent)):
+            file.unlink(missing_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=building))
         try:
             yield scratch

@@ -16,9 +16,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import HTTPStore, S3Store
 
-from data_pipeline.addresses import inside
 from data_pipeline.errors import StorageError
-from data_pipeline.patience import Patience
+from data_pipeline.storage.addresses import inside
+from data_pipeline.storage.patience import Patience
 
 GAP_BYTES = 256 << 10
 """Ranges nearer than this are read in one request: so many bytes take less time than another answer of S3."""

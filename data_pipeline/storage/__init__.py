@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from data_pipeline.addresses import is_remote
-from data_pipeline.local_storage import LocalStorage
-from data_pipeline.patience import USUAL_PATIENCE, Patience
+from data_pipeline.storage.addresses import is_remote
+from data_pipeline.storage.local import LocalStorage
+from data_pipeline.storage.patience import USUAL_PATIENCE, Patience
 
 
 class Storage(Protocol):
@@ -60,6 +60,6 @@ def storage_for(url: str | Path, patience: Patience = USUAL_PATIENCE) -> Storage
     """The storage whose root is this folder or URL; ValueError for what is neither a path, s3:// nor http(s)://."""
     if not is_remote(url):
         return LocalStorage(Path(url))
-    from data_pipeline.remote_storage import RemoteStorage  # noqa: PLC0415 -- who reads local files needs no client
+    from data_pipeline.storage.remote import RemoteStorage  # noqa: PLC0415 -- who reads local files needs no client
 
     return RemoteStorage(str(url), patience)

@@ -18,12 +18,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.cache import Fetched, ShardCache
 from data_pipeline.errors import BadImageError, StorageError
 from data_pipeline.examples import ExampleTable
-from data_pipeline.local_storage import LocalStorage
-from data_pipeline.open_files import OpenFiles
-from data_pipeline.prefetch import Prefetcher
+from data_pipeline.reading.cache import Fetched, ShardCache
+from data_pipeline.reading.open_files import OpenFiles
+from data_pipeline.reading.prefetch import Prefetcher
+from data_pipeline.storage.local import LocalStorage
 
 MAX_OPEN_FILES = 128
 NUM_REQUESTS = 32

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.addresses import inside
-from data_pipeline.atomic_file import publish, write_aside, write_atomically
+from data_pipeline.storage.addresses import inside
+from data_pipeline.storage.atomic_file import publish, write_aside, write_atomically
 
 
 class LocalStorage:

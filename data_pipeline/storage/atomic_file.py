@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+_ASIDE = re.compile(r"\..+\.\d+-\d+\.part")
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
@@ -20,6 +23,11 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> Path:
         aside.unlink(missing_ok=True)
         raise
     return aside
+
+
+def leftovers(folder: Path) -> Iterator[Path]:
+    """What killed processes were writing aside in this folder, and processes that live may be writing still."""
+    return (path for path in folder.glob(".*.part") if _ASIDE.fullmatch(path.name))
 
 
 def publish(aside: Path, path: Path) -> None:

@@ -19,9 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
-from data_pipeline.atomic_file import flush
 from data_pipeline.manifest import FileEntry
 from data_pipeline.storage import Storage
+from data_pipeline.storage.atomic_file import flush
 
 DIR_VARIABLE = "HUSH_CACHE_DIR"
 BYTES_VARIABLE = "HUSH_CACHE_BYTES"

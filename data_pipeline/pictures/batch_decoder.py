@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_pipeline.batch_memory import BatchMemory
-from data_pipeline.crop import Box
-from data_pipeline.decode import BoxDecoder, use_one_thread_per_call
 from data_pipeline.errors import BadImageError
+from data_pipeline.pictures.batch_memory import BatchMemory
+from data_pipeline.pictures.crop import Box
+from data_pipeline.pictures.decode import BoxDecoder, use_one_thread_per_call
 
 
 class BatchDecoder(Protocol):

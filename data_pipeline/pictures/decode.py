@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline import jpeg
-from data_pipeline.crop import Box
 from data_pipeline.errors import BadImageError
+from data_pipeline.pictures import jpeg
+from data_pipeline.pictures.crop import Box
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before decoding: a few bytes can claim to be a picture that fills the memory."""

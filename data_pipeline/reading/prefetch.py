@@ -7,8 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from data_pipeline.cache import Fetched
 from data_pipeline.errors import StorageError
+from data_pipeline.reading.cache import Fetched
 
 NUM_THREADS = 4
 PAUSE_S = 0.1

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_pipeline.terminal import AsJson, one_line_errors, print_summary
+from data_pipeline.cli.terminal import AsJson, one_line_errors, print_summary
 
 if TYPE_CHECKING:
-    from data_pipeline.build import BuildOptions
+    from data_pipeline.building.build import BuildOptions
     from data_pipeline.sources.base import Source
     from data_pipeline.spec import Corruption
 
@@ -243,7 +243,7 @@ def build_webdataset(
 
     Example: hush data build webdataset ~/imagenet-wds --classes @names.txt --val "*validation*"
     """
-    from data_pipeline.index_shards import IndexOptions, index_shards  # noqa: PLC0415 -- Arrow
+    from data_pipeline.building.index_shards import IndexOptions, index_shards  # noqa: PLC0415 -- Arrow
     from data_pipeline.sources.webdataset import LabelPlace, LabelRules  # noqa: PLC0415 -- Arrow
 
     with one_line_errors():
@@ -333,7 +333,7 @@ def _options(
     force: bool,
     max_bad_fraction: float = 0.01,
 ) -> BuildOptions:
-    from data_pipeline.build import BuildOptions  # noqa: PLC0415 -- OpenCV and Arrow
+    from data_pipeline.building.build import BuildOptions  # noqa: PLC0415 -- OpenCV and Arrow
 
     return BuildOptions(
         seed=seed,
@@ -352,7 +352,7 @@ def _build(
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
     from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed
 
-    from data_pipeline.build import Progress, build  # noqa: PLC0415 -- OpenCV and Arrow
+    from data_pipeline.building.build import Progress, build  # noqa: PLC0415 -- OpenCV and Arrow
 
     bars = Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),

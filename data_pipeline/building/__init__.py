@@ -1,0 +1,1 @@
+"""A raw data set -> shards, index files and manifest."""

@@ -1,0 +1,1 @@
+"""Bytes of a picture -> pixels of a crop -> the model's input."""

@@ -1,0 +1,1 @@
+"""Rows of a table -> bytes of their pictures."""
