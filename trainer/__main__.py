@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipeline.errors import QuarantineLimitError, StorageError
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.cache import cache_from
-from trainer.run_schema import ATTEMPT_FILE, JOURNAL_FILE, AttemptContext
+from trainer.run_schema import ATTEMPT_FILE, JOURNAL_FILE, QUARANTINE_FILE, AttemptContext
 from trainer.spec import JobSpec
 from trainer.spec_errors import load_spec
 
@@ -80,7 +80,11 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if ranks.is_main:
-        print(f"{result.outcome} after {result.num_epochs} epochs, {result.num_steps} steps: {run_dir}")
+        epochs = f"{result.num_epochs} epoch{'' if result.num_epochs == 1 else 's'}"
+        print(f"{result.outcome} after {epochs}, {result.num_steps} steps: {run_dir}")
+        if (quarantine := run_dir / QUARANTINE_FILE).exists():
+            num_bad = len(quarantine.read_text().splitlines())
+            print(f"{num_bad} examples could not be read and were skipped: {quarantine} lists them")
     return 0
 
 

@@ -28,10 +28,11 @@ def show(manifest: ManifestPath, as_json: AsJson = False) -> None:
     from data_pipeline.cli import summary_view  # noqa: PLC0415 -- when needed
     from data_pipeline.examples import open_split  # noqa: PLC0415 -- Arrow
     from data_pipeline.manifest import Manifest  # noqa: PLC0415 -- pydantic, when needed
+    from data_pipeline.storage.patience import AT_A_TERMINAL  # noqa: PLC0415 -- when needed
     from data_pipeline.summary import summarise  # noqa: PLC0415 -- Arrow
 
     with one_line_errors():
-        loaded = Manifest.load(manifest)
+        loaded = Manifest.load(manifest, AT_A_TERMINAL)
         summaries = {name: summarise(open_split(loaded, name)) for name, split in loaded.splits.items() if split.shards}
     if as_json:
         typer.echo(json.dumps({**summary_json(loaded), "contents": summary_view.as_json(summaries)}))
@@ -60,10 +61,12 @@ def check(
     from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed
 
     from data_pipeline.check import check as check_data_set  # noqa: PLC0415 -- OpenCV and Arrow
+    from data_pipeline.cli import check_view  # noqa: PLC0415 -- when needed
     from data_pipeline.manifest import Manifest  # noqa: PLC0415 -- pydantic, when needed
+    from data_pipeline.storage.patience import AT_A_TERMINAL  # noqa: PLC0415 -- when needed
 
     with one_line_errors():
-        loaded = Manifest.load(manifest)
+        loaded = Manifest.load(manifest, AT_A_TERMINAL)
         quiet = as_json or not sys.stderr.isatty()
         with Bars(console=Console(stderr=True), disable=quiet, transient=True) as bars:
             bar = bars.add_task("checking", total=sum(split.num_examples for split in loaded.splits.values()))
@@ -77,5 +80,5 @@ def check(
         found = [dataclasses.asdict(problem) for problem in problems]
         typer.echo(json.dumps({"name": loaded.name, "digest": loaded.digest, "problems": found}))
     else:
-        typer.echo("\n".join(map(str, problems)) or f"{loaded.name}: all is as the manifest says")
+        check_view.print_problems(Console(), loaded, problems, decoded=decode)
     raise typer.Exit(CHECK_FAILED if problems else 0)

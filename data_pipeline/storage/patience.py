@@ -18,3 +18,5 @@ class Patience:
 
 
 USUAL_PATIENCE = Patience()
+AT_A_TERMINAL = Patience(retry_s=15, silence_s=10)
+"""Somebody waits for the answer."""

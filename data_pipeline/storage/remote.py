@@ -23,6 +23,9 @@ from data_pipeline.storage.patience import Patience
 GAP_BYTES = 256 << 10
 """Ranges nearer than this are read in one request: so many bytes take less time than another answer of S3."""
 
+_CREDENTIALS_SERVICE = "169.254.169.254"
+"""Asked for credentials where the environment has none."""
+
 _Answer = TypeVar("_Answer")
 _Range = tuple[int, int]
 
@@ -116,8 +119,9 @@ class RemoteStorage:
         except FileNotFoundError:
             raise FileNotFoundError(f"{self._url}/{path}: there is no such file") from None
         except BaseError as error:
-            reason = str(error).partition("\n")[0][:500]  # what follows are the library's own structures
-            raise StorageError(f"{self._url}/{path}: {reason}") from None
+            raise StorageError(
+                f"{self._url}/{path}: {_reason(str(error), is_s3=isinstance(self._store, S3Store))}"
+            ) from None
 
 
 def joined(ranges: Sequence[_Range], gap_bytes: int) -> list[_Range]:
@@ -129,6 +133,17 @@ def joined(ranges: Sequence[_Range], gap_bytes: int) -> list[_Range]:
         else:
             spans.append((start, end))
     return spans
+
+
+def _reason(told: str, *, is_s3: bool) -> str:
+    """What the library says, in words for those of its errors that users meet."""
+    if is_s3 and _CREDENTIALS_SERVICE in told:
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the machine has a role"
+    reason = told.partition("\n")[0][:500]  # what follows are the library's own structures
+    if "error sending request" in told:
+        doubt = "are AWS_ENDPOINT_URL and AWS_REGION right?" if is_s3 else "is the address right?"
+        return f"no server answers; {doubt} ({reason})"
+    return reason
 
 
 def _open(url: str, patience: Patience) -> S3Store | HTTPStore:

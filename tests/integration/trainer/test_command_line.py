@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.training import digits_spec, noisy_digits
+from tests.training import damage, digits_spec, noisy_digits
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -26,6 +26,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     noisy_digits(folder / "digits")
     return folder
+
+
+def test_says_how_many_examples_were_skipped(tmp_path: Path) -> None:
+    damage(noisy_digits(tmp_path / "digits"), "train", 3)
+    done = call(write_job(tmp_path / "job.yaml", schedule={"epochs": 1}), "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [
+        "3 examples could not be read and were skipped: run/quarantine.jsonl lists them"
+    ]
 
 
 def write_job(path: Path, **changes: object) -> str:
@@ -59,7 +68,7 @@ def test_bad_job_is_one_line_and_status_2(tmp_path: Path, text: str, line: str) 
 def test_trains_resumes_and_guards_what_is_there(folder: Path) -> None:
     job = write_job(folder / "short.yaml", schedule={"epochs": 1, "decay": "step"})
     done = call(job, "--run-dir", "first", cwd=folder)
-    assert (done.returncode, done.stdout) == (0, "succeeded after 1 epochs, 21 steps: first\n")
+    assert (done.returncode, done.stdout) == (0, "succeeded after 1 epoch, 21 steps: first\n")
     assert "epoch 1 done: train/loss" in done.stderr
     result = json.loads((folder / "first/result.json").read_text())
     assert result["outcome"] == "succeeded"

@@ -210,3 +210,21 @@ def test_long_work_is_seen_on_a_terminal(tmp_path):
     (tmp_path / "manifest.json").unlink()
     indexed = told_on_a_terminal("build", "webdataset", tmp_path, "--classes", "digits")
     assert all(text in indexed for text in ("reading", " MB", "0:00:00"))
+
+
+def test_check_says_how_much_is_wrong_and_hides_no_file_behind_pictures(tmp_path):
+    assert run("build", "digits", tmp_path).exit_code == 0
+    sound = run("check", tmp_path / "manifest.json", "--decode")
+    assert "all is as the manifest says: 3 shards with 1,797 pictures, each of which decodes" in sound.stdout
+    shard = tmp_path / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:100_000])
+    (tmp_path / "val-000000.tar").unlink()
+    checked = run("check", tmp_path / "manifest.json")
+    lines = checked.stdout.splitlines()
+    assert lines[0].startswith("train-000000.tar: 100,000 bytes, the manifest says")
+    assert lines[1] == "val-000000.tar: there is no such file"
+    assert lines[2].startswith("train-000000.tar: digit-")
+    assert lines[-3].endswith("more examples; --json lists all")
+    assert lines[-2].endswith("examples and 2 files are not as the manifest says")
+    assert lines[-1].startswith("build it again by the same command")
+    assert len(lines) == 2 + 10 + 1 + 2
