@@ -84,6 +84,10 @@ class BuildResult:
     manifest: Manifest
     is_new: bool
     """False: the same data set stood there already, byte for byte."""
+    num_kept: int = 0
+    """Shards that were taken over from an unfinished build."""
+    share_changed: float | None = None
+    """Of the training labels, by injected noise; None: none was asked for."""
 
 
 class _Notes(Record):
@@ -104,10 +108,11 @@ def build(
     for name, value in (("shard_size", options.shard_size), ("num_processes", options.num_processes)):
         if value is not None and value < 1:
             raise ValueError(f"{name} {value} must be at least 1")
+    storage = storage_for(out)
+    _check_out(storage)
     listing = list_examples(source, seed=options.seed, shard_size=options.shard_size, corruption=options.corruption)
     for split, bad in listing.bad.items():
         check_bad(split, list(bad.values()), len(listing.examples[split]), options.max_bad_fraction)
-    storage = storage_for(out)
     with _scratch(storage) as scratch:
         standing = _standing(storage, listing, force=options.force)
         if standing is None:
@@ -127,7 +132,27 @@ def build(
         if standing is None:
             manifest.save(storage)
         _sweep(storage, manifest)
-    return BuildResult(manifest, is_new=standing is None or any(result.is_new for result in results))
+    return BuildResult(
+        manifest,
+        is_new=standing is None or any(result.is_new for result in results),
+        num_kept=0
+        if standing is not None
+        else sum(not result.is_new and result.built.shard is not None for result in results),
+        share_changed=listing.share_changed,
+    )
+
+
+def _check_out(storage: Storage) -> None:
+    """ValueError if a local folder cannot be written to, or cannot be made: said before anything is read."""
+    if not isinstance(storage, LocalStorage):
+        return
+    folder = Path(storage.url)
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        is_what = "is no folder" if nearest == folder else f"cannot be a folder: {nearest} is none"
+        raise ValueError(f"OUT {storage.url!r} {is_what}; give a folder, which is made if need be")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"OUT {storage.url!r}: {nearest} cannot be written to; choose another folder")
 
 
 def _standing(storage: Storage, listing: Listing, *, force: bool) -> Manifest | None:

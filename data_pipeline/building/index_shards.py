@@ -20,9 +20,11 @@ from contextlib import closing
 from pathlib import Path
 
 from data_pipeline.building.bad_examples import check_bad
+from data_pipeline.building.build import BuildResult
 from data_pipeline.building.shard_index import INDEX_SUFFIX, ShardIndex
 from data_pipeline.building.shard_part import other_data_set
 from data_pipeline.building.shard_writer import SHARD_SUFFIX
+from data_pipeline.check import file_problem
 from data_pipeline.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -90,7 +92,7 @@ class _Listed:
 
 def index_shards(
     folder: str | Path, options: IndexOptions, on_bytes: Callable[[int, int], None] = lambda _done, _total: None
-) -> Manifest:
+) -> BuildResult:
     """Index every `.tar` below the folder, and write index files and manifest into it.
 
     `on_bytes` is told how many bytes are read, of how many. ValueError, and nothing written: there is no shard, one is
@@ -111,8 +113,8 @@ def index_shards(
     contents = {path: index.to_bytes() for path, index in indexes.items() if len(index)}
     entries = {path: _entry(path, shards[path], len(indexes[path]), content) for path, content in contents.items()}
     manifest = _manifest(listed, entries, options).at(storage)
-    _write(storage, manifest, {entries[path].index.path: content for path, content in contents.items()}, options)
-    return manifest
+    files = {entries[path].index: content for path, content in contents.items()}
+    return BuildResult(manifest, is_new=_write(storage, manifest, files, options))
 
 
 def _shard_paths(storage: Storage) -> list[str]:
@@ -264,13 +266,18 @@ def _manifest(
     return Manifest(name=options.name, classes=classes, splits=splits, skipped=tuple(skipped), recipe=recipe)
 
 
-def _write(storage: Storage, manifest: Manifest, indexes: Mapping[str, bytes], options: IndexOptions) -> None:
-    """The manifest last: while it is away, there is no data set."""
+def _write(storage: Storage, manifest: Manifest, indexes: Mapping[FileEntry, bytes], options: IndexOptions) -> bool:
+    """The manifest last: while it is away, there is no data set. False: all this stood there already."""
     if storage.exists(MANIFEST_FILE) and not options.force:
         standing = Manifest.load(f"{storage.url}/{MANIFEST_FILE}")
         if standing.digest != manifest.digest:
             raise ValueError(other_data_set(storage.url, standing.name))
+        damaged = [entry for entry in indexes if file_problem(storage, entry)]
+        for entry in damaged:
+            storage.write(entry.path, indexes[entry])
+        return bool(damaged)
     storage.delete(MANIFEST_FILE)
-    for path, content in indexes.items():
-        storage.write(path, content)
+    for entry, content in indexes.items():
+        storage.write(entry.path, content)
     manifest.save(storage)
+    return True

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline import plan
+from data_pipeline.building.bad_examples import skipped
 from data_pipeline.examples import UNKNOWN_LABEL
 from data_pipeline.label_corruption import corrupt, transition_matrix
 from data_pipeline.manifest import Recipe, SkippedExample, check_names
@@ -54,6 +55,8 @@ class Listing:
     """With injected noise; -1 where the source has no label that can be one."""
     bad: dict[SplitName, dict[int, SkippedExample]]
     """By ordinal, what cannot be used, whatever its picture is like."""
+    share_changed: float | None
+    """Of the training labels, by injected noise; None: none was asked for."""
 
     def num_parts(self, split: SplitName) -> int:
         """Shards that the split is cut into."""
@@ -94,9 +97,7 @@ def list_examples(source: Source, *, seed: int, shard_size: int, corruption: Cor
         ordinal = len(by_split[example.split])
         if reason := _problem(example, seen, num_classes):
             label = example.given_label if _is_label(example.given_label, num_classes) else None
-            bad[example.split][ordinal] = SkippedExample(
-                example_id=example.example_id, split=example.split, ordinal=ordinal, label=label, reason=reason
-            )
+            bad[example.split][ordinal] = skipped(example, ordinal, label, reason)
         seen.add(example.example_id)
         by_split[example.split].append(example)
     if not by_split["train"]:
@@ -110,9 +111,12 @@ def list_examples(source: Source, *, seed: int, shard_size: int, corruption: Cor
         transition_matrix=None if corruption is None else _matrix(corruption, num_classes),
     )
     given_labels_N = {split: _labels(examples, num_classes) for split, examples in by_split.items()}
+    share_changed = None
     if corruption is not None:
-        given_labels_N["train"] = corrupt(given_labels_N["train"], num_classes, corruption)
-    return Listing(recipe, by_split, given_labels_N, bad)
+        before_N = given_labels_N["train"]
+        after_N = given_labels_N["train"] = corrupt(before_N, num_classes, corruption)
+        share_changed = int((after_N != before_N).sum()) / max(1, int((before_N >= 0).sum()))
+    return Listing(recipe, by_split, given_labels_N, bad, share_changed)
 
 
 def _problem(example: SourceExample, seen: Collection[str], num_classes: int) -> str | None:

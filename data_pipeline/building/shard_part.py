@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from data_pipeline.building.bad_examples import skipped
 from data_pipeline.building.listing import ListedExample, Part
 from data_pipeline.building.shard_writer import ShardWriter
 from data_pipeline.check import file_problem
@@ -101,14 +102,14 @@ class PartBuilder:
     def _write(self, part: Part, on_step: OnStep) -> BuiltPart:
         """Write shard and index into the scratch folder."""
         writer: ShardWriter | None = None
-        skipped: list[SkippedExample] = []
+        lost: list[SkippedExample] = []
         class_counts: Counter[int] = Counter()
         num_clean_labels = 0
         try:
             for number, listed in enumerate(part.listed, start=1):
                 picture = self._read(listed)
                 if isinstance(picture, SkippedExample):
-                    skipped.append(picture)
+                    lost.append(picture)
                 else:
                     writer = writer or ShardWriter(self.scratch, part.name)
                     example = dataclasses.replace(listed.example, given_label=listed.given_label)
@@ -130,7 +131,7 @@ class PartBuilder:
             shard=shard,
             class_counts=tuple(class_counts[label] for label in range(len(self.source.classes))),
             num_clean_labels=num_clean_labels,
-            skipped=tuple(skipped),
+            skipped=tuple(lost),
         )
 
     def _read(self, listed: ListedExample) -> _Picture | SkippedExample:
@@ -140,13 +141,8 @@ class PartBuilder:
             data = self.source.read(listed.example)
             return _Picture(data, decode.image_shape(data))
         except (OSError, BadImageError) as error:
-            return SkippedExample(
-                example_id=listed.example.example_id,
-                split=listed.example.split,
-                ordinal=listed.ordinal,
-                label=listed.example.given_label,
-                reason=(error.strerror or "read error") if isinstance(error, OSError) else str(error),
-            )
+            reason = (error.strerror or "read error") if isinstance(error, OSError) else str(error)
+            return skipped(listed.example, listed.ordinal, listed.example.given_label, reason)
 
     def _store(self, storage: Storage, built: BuiltPart) -> bool:
         for file in _files(built):

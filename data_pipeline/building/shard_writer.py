@@ -1,7 +1,8 @@
 """One shard: a plain ustar file that stock `webdataset` reads, and the index of what lies where in it.
 
 Per sample, in this order: `<id>.<suffix>` the image's bytes untouched, `<id>.cls` the given label as text, `<id>.json`
-with both labels and the ordinal. mtime, uid and gid are 0: equal examples give equal bytes.
+with both labels, the ordinal and, where the picture is a file of the raw data set, its path there. mtime, uid and gid
+are 0: equal examples give equal bytes.
 """
 
 from __future__ import annotations
@@ -37,10 +38,16 @@ class ShardWriter:
 
     def add(self, example: SourceExample, ordinal: int, data: bytes, shape: tuple[int, int]) -> None:
         """Append a sample; `shape` is (height, width)."""
-        labels = {"clean_label": example.clean_label, "given_label": example.given_label, "ordinal": ordinal}
+        facts: dict[str, int | str | None] = {
+            "clean_label": example.clean_label,
+            "given_label": example.given_label,
+            "ordinal": ordinal,
+        }
+        if example.file is not None:
+            facts["file"] = example.file
         offset = self._member(f"{example.example_id}.{example.suffix}", data)
         self._member(f"{example.example_id}.cls", str(example.given_label).encode())
-        self._member(f"{example.example_id}.json", json.dumps(labels).encode())
+        self._member(f"{example.example_id}.json", json.dumps(facts).encode())
         self._index.add(example, ordinal, Place(offset, len(data), xxhash.xxh3_64_intdigest(data), *shape))
 
     def finish(self) -> Shard:

@@ -6,17 +6,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from data_pipeline.cli.arguments import class_names, local_source, parse_corruption
 from data_pipeline.cli.terminal import AsJson, one_line_errors, print_summary
 
 if TYPE_CHECKING:
-    from data_pipeline.building.build import BuildOptions
+    from data_pipeline.building.build import BuildOptions, BuildResult
     from data_pipeline.sources.base import Source
-    from data_pipeline.spec import Corruption
+
+GOES_ON = "stopped; the same command goes on from here"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +52,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace another data set t
 
 @app.command("clothing1m")
 def build_clothing1m(
-    src: Annotated[Path, typer.Argument(help="Folder in Clothing1M's layout, or an uncompressed .tar of it.")],
+    src: Annotated[str, typer.Argument(help="Folder in Clothing1M's layout, or an uncompressed .tar of it.")],
     out: Out,
     *,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "clothing1m",
@@ -74,9 +75,9 @@ def build_clothing1m(
     """
     from data_pipeline.sources.clothing1m import Clothing1M  # noqa: PLC0415 -- only this command needs it
 
-    with one_line_errors():
+    with one_line_errors(GOES_ON):
         options = _options(corruption, seed, shard_size, processes, max_bad_fraction=max_bad_fraction, force=force)
-        _build(lambda: Clothing1M(src, name, only_original=only_original), out, options, as_json=as_json)
+        _build(lambda: Clothing1M(local_source(src), name, only_original=only_original), out, options, as_json=as_json)
 
 
 @app.command("digits")
@@ -96,7 +97,7 @@ def build_digits(
     """
     from data_pipeline.sources.digits import Digits  # noqa: PLC0415 -- scikit-learn takes a second to import
 
-    with one_line_errors():
+    with one_line_errors(GOES_ON):
         options = _options(corruption, seed, shard_size, processes, force=force)
         _build(lambda: nullcontext(Digits()), out, options, as_json=as_json)
 
@@ -117,7 +118,7 @@ class CifarLabels(StrEnum):
 
 @app.command("cifar")
 def build_cifar(
-    src: Annotated[Path, typer.Argument(help="Folder with CIFAR-10 or CIFAR-100, unpacked: python or binary form.")],
+    src: Annotated[str, typer.Argument(help="Folder with CIFAR-10 or CIFAR-100, unpacked: python or binary form.")],
     out: Out,
     *,
     name: Annotated[str | None, typer.Option(help="Name of the data set; cifar10 or cifar100 by default.")] = None,
@@ -141,17 +142,19 @@ def build_cifar(
     """
     from data_pipeline.sources.cifar import Cifar  # noqa: PLC0415 -- numpy, Pillow
 
-    with one_line_errors():
+    with one_line_errors(GOES_ON):
         options = _options(corruption, seed, shard_size, processes, force=force)
         _build(
-            lambda: nullcontext(Cifar(src, name, labels=labels.value, num_val=num_val, val_seed=val_seed)),
+            lambda: nullcontext(
+                Cifar(local_source(src), name, labels=labels.value, num_val=num_val, val_seed=val_seed)
+            ),
             out, options, as_json=as_json,
         )  # fmt: skip
 
 
 @app.command("image-folder")
 def build_image_folder(
-    src: Annotated[Path, typer.Argument(help="Folder with train/CLASS/…, val/CLASS/…, test/CLASS/…, or CLASS/….")],
+    src: Annotated[str, typer.Argument(help="Folder with train/CLASS/…, val/CLASS/…, test/CLASS/…, or CLASS/….")],
     out: Out,
     *,
     name: Annotated[str | None, typer.Option(help="Name of the data set; the folder's by default.")] = None,
@@ -176,17 +179,19 @@ def build_image_folder(
     """
     from data_pipeline.sources.image_folder import ImageFolder  # noqa: PLC0415 -- only this command needs it
 
-    with one_line_errors():
+    with one_line_errors(GOES_ON):
         options = _options(corruption, seed, shard_size, processes, max_bad_fraction=max_bad_fraction, force=force)
         _build(
-            lambda: nullcontext(ImageFolder(src, name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)),
-            out, options, as_json=as_json,
+            lambda: nullcontext(
+                ImageFolder(local_source(src), name, are_clean=are_clean, num_val=num_val, val_seed=val_seed)
+            ),
+            out, options, as_json=as_json, keeps_labels="; if the folders are right, say --are-clean",
         )  # fmt: skip
 
 
 @app.command("mnist")
 def build_mnist(
-    src: Annotated[Path, typer.Argument(help="Folder with train- and t10k- idx files, gzipped or plain.")],
+    src: Annotated[str, typer.Argument(help="Folder with train- and t10k- idx files, gzipped or plain.")],
     out: Out,
     *,
     name: Annotated[str, typer.Option(help="Name of the data set.")] = "mnist",
@@ -208,18 +213,18 @@ def build_mnist(
     """
     from data_pipeline.sources.mnist import Mnist  # noqa: PLC0415 -- numpy, Pillow
 
-    with one_line_errors():
+    with one_line_errors(GOES_ON):
         options = _options(corruption, seed, shard_size, processes, force=force)
-        names = _class_names(classes)
+        names = class_names(classes)
         _build(
-            lambda: nullcontext(Mnist(src, name, names, num_val=num_val, val_seed=val_seed)),
+            lambda: nullcontext(Mnist(local_source(src), name, names, num_val=num_val, val_seed=val_seed)),
             out, options, as_json=as_json,
         )  # fmt: skip
 
 
 @app.command("webdataset")
 def build_webdataset(
-    src: Annotated[Path, typer.Argument(help="Folder with .tar shards in WebDataset's form, at any depth.")],
+    src: Annotated[str, typer.Argument(help="Folder with .tar shards in WebDataset's form, at any depth.")],
     *,
     classes: Classes,
     name: Annotated[str | None, typer.Option(help="Name of the data set; the folder's by default.")] = None,
@@ -246,13 +251,14 @@ def build_webdataset(
     from data_pipeline.building.index_shards import IndexOptions, index_shards  # noqa: PLC0415 -- Arrow
     from data_pipeline.sources.webdataset import LabelPlace, LabelRules  # noqa: PLC0415 -- Arrow
 
-    with one_line_errors():
+    with one_line_errors("stopped; the same command begins anew"):
+        folder = local_source(src)
         if are_clean and clean_label is not None:
             raise ValueError(f"--clean-label {clean_label!r} and --are-clean exclude each other")
         clean = None if clean_label is None else LabelPlace.parse(clean_label)
         options = IndexOptions(
-            name=name or src.absolute().name,
-            labels=LabelRules(LabelPlace.parse(label), clean, _class_names(classes)),
+            name=name or folder.absolute().name,
+            labels=LabelRules(LabelPlace.parse(label), clean, class_names(classes)),
             val=val,
             test=test,
             are_clean=are_clean,
@@ -261,8 +267,8 @@ def build_webdataset(
             force=force,
         )
         with _byte_bar(as_json=as_json) as on_bytes:
-            manifest = index_shards(src, options, on_bytes)
-    print_summary(manifest, (), as_json=as_json)
+            result = index_shards(folder, options, on_bytes)
+    print_summary(result.manifest, tuple(_notes(result)), as_json=as_json)
 
 
 @contextmanager
@@ -278,50 +284,6 @@ def _byte_bar(*, as_json: bool) -> Iterator[Callable[[int, int], None]]:
     with bars:
         bar = bars.add_task("reading", total=None)
         yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
-def parse_corruption(text: str, seed: int) -> Corruption:
-    """`pairflip:0.3` -> PairflipCorruption(rate=0.3); `class_dependent:0.1,0.05` -> k=0.1, beta=0.05."""
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 -- when needed
-
-    from data_pipeline.spec import Corruption  # noqa: PLC0415 -- when needed
-
-    kind, _, levels = text.partition(":")
-    names = ("k", "beta") if kind == "class_dependent" else ("rate",)
-    values = levels.split(",")
-    adapter: TypeAdapter[Corruption] = TypeAdapter(Corruption)
-    try:
-        if len(values) != len(names):
-            raise ValueError("another number of levels")
-        return adapter.validate_python({"kind": kind, "seed": seed, **dict(zip(names, values, strict=True))})
-    except (ValidationError, ValueError):
-        raise ValueError(
-            f"--corruption {text!r} must be symmetric:RATE or pairflip:RATE, RATE above 0 and below 1, or"
-            " class_dependent:K,BETA, K from 0 and BETA above 0, both below 1"
-        ) from None
-
-
-def _class_names(text: str) -> tuple[str, ...]:
-    """`digits`, `fashion`, how many there are, the names between commas, or `@` and a file with a name a line."""
-    from data_pipeline.sources.mnist import DIGIT_CLASSES, FASHION_CLASSES  # noqa: PLC0415 -- numpy, Pillow
-
-    known = {"digits": DIGIT_CLASSES, "fashion": FASHION_CLASSES}
-    if text in known:
-        return known[text]
-    if text.isdecimal() and len(text) < 6:
-        names = tuple(map(str, range(int(text))))
-    elif text.startswith("@"):
-        names = tuple(
-            line.strip() for line in Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if line.strip()
-        )
-    else:
-        names = tuple(name.strip() for name in text.split(","))
-    if len(names) < 2 or "" in names or len(set(names)) < len(names):
-        raise ValueError(
-            f"--classes {text!r} must be digits, fashion, a number from 2 up, or at least two different names:"
-            " between commas, or a line each in @FILE"
-        )
-    return names
 
 
 def _options(
@@ -346,8 +308,14 @@ def _options(
 
 
 def _build(
-    open_source: Callable[[], AbstractContextManager[Source]], out: str, options: BuildOptions, *, as_json: bool
+    open_source: Callable[[], AbstractContextManager[Source]],
+    out: str,
+    options: BuildOptions,
+    *,
+    as_json: bool,
+    keeps_labels: str = "",
 ) -> None:
+    """`keeps_labels`: how to have labels kept that the source does not call clean."""
     from rich.console import Console  # noqa: PLC0415 -- when needed
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn  # noqa: PLC0415 -- same
     from rich.progress import Progress as Bars  # noqa: PLC0415 -- when needed
@@ -371,7 +339,23 @@ def _build(
         listing = bars.add_task("listing", total=None)  # of a million examples: ten seconds and more
         with open_source() as source:
             result = build(source, out, options, show_progress)
-    notes = source.notes
+    print_summary(result.manifest, (*source.notes, *_notes(result, keeps_labels)), as_json=as_json)
+
+
+def _notes(result: BuildResult, keeps_labels: str = "") -> Iterator[str]:
+    """What a person should know of how it went, a line each."""
+    manifest, train = result.manifest, result.manifest.splits["train"]
+    corruption = manifest.recipe.corruption
+    if corruption is not None:
+        told = ", ".join(f"{name} {level}" for name, level in corruption.model_dump(exclude={"kind"}).items())
+        assert result.share_changed is not None
+        yield f"noise injected into train: {corruption.kind}, {told}: {result.share_changed:.1%} of its labels changed"
+        if unknown := train.num_examples - train.num_clean_labels:
+            yield (
+                f"warning: {unknown:,} of {train.num_examples:,} training examples have no clean label: what their"
+                f" label was before the noise is not kept{keeps_labels}"
+            )
+    if result.num_kept:
+        yield f"went on with a build that was stopped: {result.num_kept:,} of its shards were taken over"
     if not result.is_new:
-        notes += ("this very data set stood there already: nothing was changed",)
-    print_summary(result.manifest, notes, as_json=as_json)
+        yield "this very data set stood there already: nothing was changed"

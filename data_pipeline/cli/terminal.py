@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -58,9 +59,17 @@ def summary_json(manifest: Manifest) -> dict[str, object]:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(stopped: str | None = None) -> Iterator[None]:
+    """What went wrong, in a line, and exit code 2. `stopped`: what to say on Ctrl-C."""
     try:
         yield
     except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            told = f"{error.filename}: {error.strerror}"  # without its number
+        typer.echo(f"error: {told}", err=True)
         raise typer.Exit(USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        if stopped is not None:
+            typer.echo(stopped, err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -25,6 +25,8 @@ class SourceExample:
     """None: the source has none for it; a build lists it as skipped."""
     clean_label: int | None
     """None: unknown."""
+    file: str | None = None
+    """Its path in the raw data set, for people (example_ids.readable); None: the picture is no file of its own."""
 
 
 class Source(Protocol):

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from data_pipeline.sources.base import SourceExample, SplitName
+from data_pipeline.sources.example_ids import readable
 
 CLASSES_FILE = "category_names_eng.txt"
 MAX_LABEL_DIGITS = 9
@@ -109,7 +110,7 @@ class Clothing1M:
                 clean_label = self._clean_labels.get(key)
                 given_label = self._noisy_labels.get(key) if split == "train" else clean_label
                 example_id, suffix = example_id_of(key)
-                yield SourceExample(example_id, key, suffix, split, given_label, clean_label)
+                yield SourceExample(example_id, key, suffix, split, given_label, clean_label, readable(key))
 
     def read(self, example: SourceExample) -> bytes:
         """The image file."""

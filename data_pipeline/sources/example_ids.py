@@ -27,6 +27,11 @@ def example_ids(paths: Sequence[str]) -> list[str]:
     ]
 
 
+def readable(path: str) -> str:
+    """The path for people and for JSON: what cannot be printed, bytes that are no UTF-8 among it, is written out."""
+    return path if path.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
 def _digested(name: str, path: str) -> str:
     digest = hashlib.blake2b(path.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_CHARS]
     return f"{_NOT_ALLOWED.sub('_', name)[: MAX_CHARS - _DIGEST_CHARS - 1]}-{digest}"

@@ -3,9 +3,9 @@
     train/<class>/…/<file>    val/ (or valid/, validation/)    test/        or, where there is no train/,
     <class>/…/<file>          everything is train
 
-Classes are the class folders of all splits, by name. Files are pictures by their suffix (`SUFFIXES`); others are
-counted in the notes. What is hidden (`.name`) is not looked at. Links to files are followed, links to folders only
-where they stand for a split or a class.
+Classes are the class folders of all splits, by name. Files are pictures by their suffix (`SUFFIXES`); others, and
+pictures beside the class folders, are counted in the notes. What is hidden (`.name`) is not looked at. Links to files
+are followed, links to folders only where they stand for a split or a class.
 Without a val/, `num_val` training examples, drawn by `val_seed`, become val.
 
 Whether the folders are right is for whoever builds to say: with `are_clean` an example's folder is its clean label too.
@@ -17,15 +17,17 @@ names that do not fit).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from data_pipeline.sources.base import SPLITS, SourceExample, SplitName
-from data_pipeline.sources.example_ids import example_ids
+from data_pipeline.sources.example_ids import example_ids, readable
 from data_pipeline.sources.hold_out import hold_out
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+_SUFFIXES_TOLD = f"files count as pictures by their suffix: {', '.join(SUFFIXES)}"
+_NUM_NAMED = 3
 
 _SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -60,6 +62,9 @@ class ImageFolder:
         self._read_tree()
         if num_val:
             self._hold_out(num_val, val_seed)
+        trained = {picture.class_name for picture in self._pictures["train"]}
+        if untrained := [name for name in self.classes if name not in trained]:
+            self.notes += (f"classes without a training example: {readable(', '.join(untrained))}",)
 
     def _read_tree(self) -> None:
         splits = _split_folders(self._root)
@@ -67,19 +72,29 @@ class ImageFolder:
         self.classes = tuple(sorted({name for names in class_folders.values() for name in names}))
         if len(self.classes) < 2:
             raise ValueError(f"{self._root} must hold a folder for each of two classes or more; it has {self.classes}")
-        num_others = 0
+        others: list[Path] = []
         for split, folder in splits.items():
             pictures = self._pictures[split] = []
             for name in class_folders[split]:
-                files = list(_walk(folder / name))
-                kept = [file for file in files if _suffix(file) in SUFFIXES]
-                pictures += [_Picture(name, file.relative_to(self._root).as_posix()) for file in kept]
-                num_others += len(files) - len(kept)
-        if num_others:
-            self.notes += (f"{num_others:,} files are no pictures by their suffix and were left out",)
-        empty = set(self.classes) - {picture.class_name for pictures in self._pictures.values() for picture in pictures}
-        if empty:
-            self.notes += (f"class folders without a picture: {', '.join(sorted(empty))}",)
+                for file in _walk(folder / name):
+                    if _suffix(file) in SUFFIXES:
+                        pictures.append(_Picture(name, file.relative_to(self._root).as_posix()))
+                    else:
+                        others.append(file)
+        loose = [file for folder in sorted({self._root, *splits.values()}) for file in _pictures_in(folder)]
+        if not self._pictures["train"]:
+            found = f"; left out: {self._counted([*others, *loose])}" if others or loose else ""
+            raise ValueError(f"{self._root} holds no picture to train on; {_SUFFIXES_TOLD}{found}")
+        if others:
+            self.notes += (f"left out, as they are no pictures: {self._counted(others)} ({_SUFFIXES_TOLD})",)
+        if loose:
+            self.notes += (f"left out, as they lie in no class folder: {self._counted(loose)}",)
+
+    def _counted(self, files: Sequence[Path]) -> str:
+        """`4 files, a.txt, b.txt, c.txt, …`."""
+        names = [readable(file.relative_to(self._root).as_posix()) for file in files[:_NUM_NAMED]]
+        names += ["…"] if len(files) > _NUM_NAMED else []
+        return f"{len(files):,} {'file' if len(files) == 1 else 'files'}, {', '.join(names)}"
 
     def _hold_out(self, num_val: int, val_seed: int) -> None:
         if "val" in self._pictures:
@@ -98,7 +113,8 @@ class ImageFolder:
         for (split, (class_name, path)), example_id in zip(rows, ids, strict=True):
             label = labels[class_name]
             clean_label = label if self._are_clean else None
-            yield SourceExample(example_id, path, _suffix(PurePosixPath(path)), split, label, clean_label)
+            suffix = _suffix(PurePosixPath(path))
+            yield SourceExample(example_id, path, suffix, split, label, clean_label, readable(path))
 
     def read(self, example: SourceExample) -> bytes:
         """The image file."""
@@ -131,6 +147,12 @@ def _split_folders(root: Path) -> dict[SplitName, Path]:
 def _folders(folder: Path) -> list[str]:
     """Names of the folders in it, sorted; hidden ones are left out."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Those that lie in the folder itself, and are not hidden."""
+    files = (path for path in folder.iterdir() if _suffix(path) in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in files if path.is_file())
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import tarfile
 import warnings
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_stock_webdataset_reads_the_shards(built_clothing):
             "given_label": table.given_labels[row],
             "clean_label": None if table.clean_labels[row] < 0 else table.clean_labels[row],
             "ordinal": table.ordinals[row],
+            "file": next(key for key in made.train if example_id_of(key)[0] == sample["__key__"]),
         }
 
 
@@ -192,9 +194,9 @@ def test_missing_and_unreadable_pictures_are_listed(clothing, tmp_path):
     clothing.image(empty).write_bytes(b"")
     manifest = build_clothing(clothing, tmp_path / "out")
     assert {(example.example_id, example.split, example.reason) for example in manifest.skipped} == {
-        (example_id_of(missing)[0], "train", "No such file or directory"),
-        (example_id_of(garbage)[0], "train", "not a known image format (16 bytes)"),
-        (example_id_of(empty)[0], "val", "not a known image format (0 bytes)"),
+        (example_id_of(missing)[0], "train", f"{missing}: No such file or directory"),
+        (example_id_of(garbage)[0], "train", f"{garbage}: not a known image format (16 bytes)"),
+        (example_id_of(empty)[0], "val", f"{empty}: not a known image format (0 bytes)"),
     }
     assert (manifest.splits["train"].num_examples, manifest.splits["train"].num_listed) == (18, 20)
     assert len(open_split(manifest, "val")) == 4
@@ -214,8 +216,8 @@ def test_with_too_many_unreadable_pictures_there_is_no_data_set(clothing, tmp_pa
     lost = example_id_of(clothing.test[3])[0]
     with pytest.raises(
         ValueError,
-        match="1 of 6 examples of split 'test' cannot be used; max_bad_fraction 0.16 tolerates 0. The first: "
-        rf"{lost}: not a known image format \(10 bytes\)",
+        match="1 of 6 examples of split 'test' cannot be used; max_bad_fraction 0.16 tolerates 0: mend them, or leave"
+        rf" them out with --max-bad-fraction 0.17. The first: {lost}: {clothing.test[3]}: not a known image format",
     ):
         build_clothing(clothing, tmp_path / "out", options)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -236,10 +238,10 @@ def test_examples_without_a_usable_label_or_listed_twice_are_skipped_and_listed(
     assert not (tmp_path / "out").exists()
     plain = build_clothing(clothing, tmp_path / "out")
     assert [(example.example_id, example.label, example.reason) for example in plain.skipped] == [
-        (example_id_of(unlabelled)[0], None, "has no label"),
-        (example_id_of(beyond)[0], None, "label 3 must be 0 to 2"),
-        (example_id_of(twice)[0], clothing.clean[twice], "its id is that of another example"),
-        (example_id_of(odd)[0], None, "label 77 must be 0 to 2"),
+        (example_id_of(unlabelled)[0], None, f"{unlabelled}: has no label"),
+        (example_id_of(beyond)[0], None, f"{beyond}: label 3 must be 0 to 2"),
+        (example_id_of(twice)[0], clothing.clean[twice], f"{twice}: its id is that of another example"),
+        (example_id_of(odd)[0], None, f"{odd}: label 77 must be 0 to 2"),
     ]
     assert {name: (split.num_examples, split.num_listed) for name, split in plain.splits.items()} == {
         "train": (18, 20), "val": (5, 6), "test": (5, 6),
@@ -289,6 +291,25 @@ def test_digits_are_the_real_scans_and_keep_their_clean_labels(tmp_path):
     assert 0.25 < (train.given_labels != train.clean_labels).mean() < 0.35
     ids = [example_id for split in manifest.splits for example_id in open_split(manifest, split).example_ids]
     assert sorted(ids) == [f"digit-{number:04d}" for number in range(1797)]
+
+
+def test_sources_whose_pictures_are_no_files_say_nothing_of_files(tmp_path):
+    with tarfile.open(build_digits(tmp_path).root / "val-000000.tar") as tar:
+        assert set(json.load(tar.extractfile(tar.getnames()[2]))) == {"given_label", "clean_label", "ordinal"}
+
+
+@pytest.mark.parametrize(("out", "message"), [
+    ("file", "file' is no folder; give a folder, which is made if need be"),
+    ("file/out", "file/out' cannot be a folder: .*/file is none; give a folder"),
+    ("locked/out", "locked/out': .*/locked cannot be written to; choose another folder"),
+])  # fmt: skip
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, monkeypatch, out, message):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "locked")
+    monkeypatch.setattr(Digits, "examples", lambda _: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match=message):
+        build_digits(tmp_path / out)
 
 
 @pytest.mark.parametrize("example_id", ["", "a.b", "a/b", "ä", "x" * 81, "a b"])

@@ -79,6 +79,11 @@ def test_finished_shards_are_kept(killed, whole):
     assert content_of(killed) == whole
 
 
+def test_how_many_shards_were_kept_is_told(killed):
+    assert build(Digits(), killed, OPTIONS).num_kept == 7
+    assert build(Digits(), killed, OPTIONS).num_kept == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "index gone", "note torn", "note gone"])
 def test_a_torn_shard_is_written_anew(killed, whole, damage):
     tar, note = killed / "train-000003.tar", killed / ".building" / "train-000003.json"

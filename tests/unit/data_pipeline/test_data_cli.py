@@ -88,7 +88,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path):
         (("build", "clothing1m", tmp_path / "no", tmp_path / "out"), "there is no such folder or tar file"),
         (("build", "digits", tmp_path / "digits", "--seed", 1), "holds another build of data set 'digits'"),
         (("build", "digits", tmp_path / "out", "--corruption", "pairflip"), "must be symmetric:RATE"),
-        (("build", "digits", tmp_path / "digits" / "manifest.json"), "File exists"),
+        (("build", "digits", tmp_path / "digits" / "manifest.json"), "is no folder; give a folder"),
         (("show", tmp_path / "manifest.json"), "there is no such file"),
     ]:
         result = run(*arguments)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def test_splits_classes_and_order_follow_the_tree(tmp_path):
         "train/dog/b.jpg", "train/dog/a.PNG", "train/cat/01/x.jpeg", "valid/cat/a.jpg", "test/owl/z.jpg",
     )  # fmt: skip
     source = ImageFolder(tmp_path / "pets")
-    assert (source.name, source.classes, source.notes) == ("pets", ("cat", "dog", "owl"), ())
+    assert (source.name, source.classes) == ("pets", ("cat", "dog", "owl"))
     assert listed(source) == [
         ("train", "train-cat-01-x", "jpeg", 0, None),
         ("train", "train-dog-a", "png", 1, None),
@@ -97,12 +99,16 @@ def test_other_files_and_empty_folders_are_told_of(tmp_path):
     (tmp_path / "cat" / "notes.txt").write_text("x")
     (tmp_path / "cat" / "more.txt").write_text("x")
     write(tmp_path, "cat/.copies/a.jpg", "dog/._a.jpg")
+    write(tmp_path, *(f"{number}.jpg" for number in range(4)), ".hidden.jpg")
+    (tmp_path / "readme.txt").write_text("beside the class folders")
     (tmp_path / "owl").mkdir()
     (tmp_path / ".git").mkdir()
     source = ImageFolder(tmp_path)
+    suffixes = "files count as pictures by their suffix: jpg, jpeg, png, webp, gif, bmp"
     assert source.notes == (
-        "2 files are no pictures by their suffix and were left out",
-        "class folders without a picture: owl",
+        f"left out, as they are no pictures: 2 files, cat/more.txt, cat/notes.txt ({suffixes})",
+        "left out, as they lie in no class folder: 4 files, 0.jpg, 1.jpg, 2.jpg, …",
+        "classes without a training example: owl",
     )
     assert source.classes == ("cat", "dog", "owl")
     assert [example.key for example in source.examples()] == ["cat/a.jpg", "dog/a.jpg"]
@@ -117,6 +123,37 @@ def test_unreadable_pictures_are_skipped_and_listed(tmp_path):
     manifest = build(ImageFolder(tmp_path / "raw"), tmp_path / "out", BuildOptions(max_bad_fraction=0.4)).manifest
     assert manifest.splits["train"].num_examples == len(contents) + 1
     assert {example.example_id for example in manifest.skipped} == {"cat-gone", "dog-text"}
+
+
+def test_pictures_are_found_again_by_their_path(tmp_path):
+    odd = "größe & Ko/kaputt (1).jpg"
+    write(tmp_path / "raw", "cat/a.jpg", odd, "größe & Ko/b\udcff.jpg")
+    (tmp_path / "raw" / odd).write_text("no picture")
+    manifest = build(ImageFolder(tmp_path / "raw"), tmp_path / "out", BuildOptions(max_bad_fraction=0.4)).manifest
+    assert [skipped.reason for skipped in manifest.skipped] == [f"{odd}: not a known image format (10 bytes)"]
+    with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
+        notes = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    assert {note["file"] for note in notes} == {"cat/a.jpg", r"größe & Ko/b\udcff.jpg"}
+
+
+def test_classes_that_nothing_trains_are_told_of(tmp_path):
+    write(tmp_path, "train/cat/a.jpg", "train/dog/a.jpg", "test/owl/a.jpg", "stray.jpg", "train/stray.png")
+    assert ImageFolder(tmp_path).notes == (
+        "left out, as they lie in no class folder: 2 files, stray.jpg, train/stray.png",
+        "classes without a training example: owl",
+    )
+    write(tmp_path / "held_out", "cat/a.jpg", "dog/a.jpg")
+    assert ImageFolder(tmp_path / "held_out", num_val=1).notes[1].startswith("classes without a training example: ")
+
+
+def test_folders_without_a_picture_say_what_is_one(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=r"holds no picture to train on; .* suffix: jpg, jpeg, png, webp, gif, bmp$"):
+        ImageFolder(tmp_path)
+    (tmp_path / "cat" / "a.tiff").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"bmp; left out: 1 file, cat/a\.tiff$"):
+        ImageFolder(tmp_path)
 
 
 def test_a_copy_for_another_process_reads(tmp_path):

@@ -17,7 +17,8 @@ import webdataset
 from PIL import Image
 from sample_data import build_clothing, encoded, photo
 
-from data_pipeline.building.index_shards import IndexOptions, index_shards
+from data_pipeline.building import index_shards as indexing
+from data_pipeline.building.index_shards import IndexOptions
 from data_pipeline.check import check
 from data_pipeline.examples import open_split
 from data_pipeline.label_corruption import corrupt
@@ -31,6 +32,10 @@ from data_pipeline.storage.local import LocalStorage
 CLASSES = ("cat", "dog", "owl")
 RULES = LabelRules(LabelPlace.parse("cls"), None, CLASSES)
 OPTIONS = IndexOptions("pets", RULES, num_processes=1)
+
+
+def index_shards(*arguments) -> Manifest:
+    return indexing.index_shards(*arguments).manifest
 
 
 def tolerant(**changes) -> IndexOptions:
@@ -339,12 +344,36 @@ def test_a_data_set_that_stands_there_is_only_replaced_by_force(tmp_path):
     assert check(Manifest.load(tmp_path / "set" / "manifest.json")) == []
 
 
+def test_indexing_again_changes_nothing_but_damage(tmp_path):
+    folder = tmp_path / "set"
+    write_shards(folder, a=[sample(1)], b=[sample(2)])
+    assert indexing.index_shards(folder, OPTIONS).is_new
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+    assert not indexing.index_shards(folder, OPTIONS).is_new
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()} == before
+    (folder / "a.index.arrow").write_bytes(b"damaged")
+    repaired = indexing.index_shards(folder, OPTIONS)
+    assert repaired.is_new
+    assert check(repaired.manifest) == []
+
+
+def test_a_reason_of_many_samples_is_said_once(tmp_path):
+    unlabelled = [without(sample(number), "cls") for number in range(5)]
+    write_shards(tmp_path / "set", a=unlabelled[:3], b=[*unlabelled[3:], sample(5, 9), sample(6)])
+    with pytest.raises(ValueError, match="6 of 7 examples") as error:
+        index_shards(tmp_path / "set", OPTIONS)
+    assert str(error.value).endswith(
+        "or leave them out with --max-bad-fraction 0.86. The first: 000000: a.tar: has no label in .cls; its members"
+        " are .jpg (4 more alike); 000005: b.tar: label 9 must be 0 to 2"
+    )
+
+
 def test_while_indexes_are_replaced_there_is_no_data_set(tmp_path, monkeypatch):
     write_shards(tmp_path / "set", a=[sample(1)])
     index_shards(tmp_path / "set", OPTIONS)
     monkeypatch.setattr(LocalStorage, "write", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
-        index_shards(tmp_path / "set", OPTIONS)
+        index_shards(tmp_path / "set", dataclasses.replace(OPTIONS, force=True))
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
