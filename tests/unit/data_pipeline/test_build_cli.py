@@ -76,6 +76,7 @@ def test_shards_that_are_indexed_already_are_said_to_be(tmp_path):
         (("webdataset", "{}", "--classes", "@{}/nope"), "nope': the file cannot be read (No such file or directory);"),
         (("webdataset", "{}", "--classes", "@{}/bytes"), "bytes': the file is not UTF-8 text; give one with the name"),
         (("digits", "{}/bytes"), "bytes' is no folder; give a folder"),
+        (("digits", "https://data.example.org/set"), "can only be read from; give a folder or s3://bucket/prefix"),
         (("digits", "{}/bytes/x"), "bytes is none; give a folder"),
         (("webdataset", "s3://bucket/set", "--classes", "3"), "SRC begins with s3://, but must be a local folder;"),
         (("clothing1m", "https://host/set", "{}/out"), "SRC begins with https://, but must be a local folder;"),
