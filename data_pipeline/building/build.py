@@ -143,7 +143,7 @@ def build(
 
 
 def _check_out(storage: Storage) -> None:
-    """ValueError if OUT is a web address, or a folder that cannot be made or written to: said before anything is read."""
+    """ValueError if OUT is a web address, or a folder that cannot be made or written to; before anything is read."""
     if storage.url.startswith(("http://", "https://")):
         raise ValueError(f"OUT {storage.url!r} can only be read from; give a folder or s3://bucket/prefix")
     if not isinstance(storage, LocalStorage):
