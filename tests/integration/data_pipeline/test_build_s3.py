@@ -124,7 +124,10 @@ def test_large_shards_are_sent_in_parts(server, clothing, tmp_path):
 
 
 def test_over_http_nothing_is_built(server, clothing):
-    with Clothing1M(clothing.root) as source, pytest.raises(ValueError, match="can only be read; write to a folder"):
+    with (
+        Clothing1M(clothing.root) as source,
+        pytest.raises(ValueError, match="can only be read from; give a folder or s3"),
+    ):
         build(source, server.http_url("new"), OPTIONS)
 
 

@@ -204,10 +204,16 @@ def test_index_files_that_do_not_fit_are_told(copied, content, reason):
 def test_the_command_prints_a_line_for_each_problem(copied):
     manifest = str(copied / "manifest.json")
     sound = CliRunner().invoke(app, ["check", manifest, "--decode", "--processes", "1"])
-    assert (sound.exit_code, sound.stdout) == (0, "clothing1m: all is as the manifest says\n")
+    said = "clothing1m: all is as the manifest says: 5 shards with 31 pictures, each of which decodes\n"
+    assert (sound.exit_code, sound.stdout) == (0, said)
     flip(copied / SHARD, rows_of(copied)[2]["offset"] + 5)
     damaged = CliRunner().invoke(app, ["check", manifest])
     assert damaged.exit_code == 1
-    assert damaged.stdout.count("\n") == 2
+    shard, picture, counts, advice = damaged.stdout.splitlines()
+    assert shard == f"{SHARD}: its content differs from the manifest's sha256"
+    assert picture.startswith(f"{SHARD}: ")
+    assert "differ from their checksum" in picture
+    assert counts == "clothing1m: 1 examples and 1 files are not as the manifest says"
+    assert advice.startswith("build it again")
     as_json = CliRunner().invoke(app, ["check", manifest, "--json"])
     assert [problem["file"] for problem in json.loads(as_json.stdout)["problems"]] == [SHARD, SHARD]
