@@ -37,6 +37,9 @@ def print_problems(console: Console, manifest: Manifest, problems: Sequence[Prob
         if len(of_file) > NUM_EXAMPLES_SHOWN:
             say(f"{file}: … and {len(of_file) - NUM_EXAMPLES_SHOWN:,} more examples; --json lists all")
     num_files = len({problem.file for problem in problems})
-    say(f"{manifest.name}: {len(of_examples):,} examples and {num_files:,} files are not as the manifest says")
+    say(
+        f"{manifest.name} is not as the manifest says: {len(of_examples):,} of {num_examples:,} examples,"
+        f" {num_files:,} of its files"
+    )
     if of_files and manifest.recipe.owns_shards:
         say("build it again by the same command: what is damaged is written anew")

@@ -213,7 +213,7 @@ def test_the_command_prints_a_line_for_each_problem(copied):
     assert shard == f"{SHARD}: its content differs from the manifest's sha256"
     assert picture.startswith(f"{SHARD}: ")
     assert "differ from their checksum" in picture
-    assert counts == "clothing1m: 1 examples and 1 files are not as the manifest says"
+    assert counts == "clothing1m is not as the manifest says: 1 of 31 examples, 1 of its files"
     assert advice.startswith("build it again")
     as_json = CliRunner().invoke(app, ["check", manifest, "--json"])
     assert [problem["file"] for problem in json.loads(as_json.stdout)["problems"]] == [SHARD, SHARD]

@@ -225,6 +225,6 @@ def test_check_says_how_much_is_wrong_and_hides_no_file_behind_pictures(tmp_path
     assert lines[1] == "val-000000.tar: there is no such file"
     assert lines[2].startswith("train-000000.tar: digit-")
     assert lines[-3].endswith("more examples; --json lists all")
-    assert lines[-2].endswith("examples and 2 files are not as the manifest says")
+    assert lines[-2].endswith(" of 1,797 examples, 2 of its files")
     assert lines[-1].startswith("build it again by the same command")
     assert len(lines) == 2 + 10 + 1 + 2
