@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.building.shard_index import Place
 from data_pipeline.errors import BadImageError, StorageError
-from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL, column_values
+from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL, Place, column_values
 from data_pipeline.manifest import FileEntry, Manifest, Shard, Split
 from data_pipeline.pictures import decode
 from data_pipeline.processes import OnStep, map_unordered, sensible_num_processes

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,17 @@ INDEX_SCHEMA = pa.schema(
 )
 """offset, length: the image's bytes in the shard, of checksum xxh3. ordinal: position in the source's order of the
 split. clean_label: -1 = unknown."""
+
+
+class Place(NamedTuple):
+    """Where a picture lies in a shard, and what it is like."""
+
+    offset: int
+    length: int
+    xxh3: int
+    """xxh3-64 of its bytes."""
+    height: int
+    width: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

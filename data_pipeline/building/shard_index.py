@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL
+from data_pipeline.examples import INDEX_SCHEMA, UNKNOWN_LABEL, Place
 from data_pipeline.sources.base import SourceExample
 
 INDEX_SUFFIX = ".index.arrow"
-
-
-class Place(NamedTuple):
-    """Where a picture lies in a shard, and what it is like."""
-
-    offset: int
-    length: int
-    xxh3: int
-    """xxh3-64 of its bytes."""
-    height: int
-    width: int
 
 
 class ShardIndex:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import xxhash
 
-from data_pipeline.building.shard_index import INDEX_SUFFIX, Place, ShardIndex
+from data_pipeline.building.shard_index import INDEX_SUFFIX, ShardIndex
+from data_pipeline.examples import Place
 from data_pipeline.manifest import FileEntry, Shard
 from data_pipeline.sources.base import SourceExample
 

@@ -24,8 +24,8 @@ from typing import NamedTuple, Self
 
 import xxhash
 
-from data_pipeline.building.shard_index import Place
 from data_pipeline.errors import BadImageError
+from data_pipeline.examples import Place
 from data_pipeline.pictures import decode
 from data_pipeline.sources.image_folder import SUFFIXES
 from data_pipeline.storage import Storage
