@@ -21,7 +21,7 @@ import httpx
 import httpx_sse
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from service.jobs import JobState
+from service.jobs.states import JobState
 from service.schemas import (
     EventPage,
     EventView,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from service.jobs import JobState, Reason
+from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from service.launcher import LauncherUnavailableError
-from service.local_servers import LocalServer, ray_head
-from service.ray_launcher import RayLauncher
+from service.cluster.launcher import LauncherUnavailableError
+from service.cluster.ray_launcher import RayLauncher
+from service.embedded.local_servers import LocalServer, ray_head
 
 
 def pytest_configure() -> None:

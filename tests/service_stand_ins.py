@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from service.app import create_app
-from service.launcher import DriverStatus, Launcher, LauncherUnavailableError, Node, Phase
-from service.ray_launcher import command
-from service.server import Server
+from service.api.app import create_app
+from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, Node, Phase
+from service.cluster.ray_launcher import command
+from service.embedded.server import Server
 from service.settings import Settings
 
 STAND_IN_PYTHON = Path(__file__).with_name("stand_in_python.sh")

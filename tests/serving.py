@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from marked_processes import MARK, kill_marked, marked, wait_until
 
-from service.home import find_server
+from service.embedded.home import find_server
 
 HUSH = [sys.executable, "-m", "service.cli"]
 

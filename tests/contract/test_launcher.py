@@ -13,9 +13,9 @@ import pytest
 from pydantic import SecretStr
 from service_stand_ins import STAND_IN_PYTHON, SubprocessLauncher
 
-from service.launcher import DriverStatus, Launcher, LauncherUnavailableError, Phase
-from service.local_servers import LocalServer
-from service.ray_launcher import RayLauncher
+from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, Phase
+from service.cluster.ray_launcher import RayLauncher
+from service.embedded.local_servers import LocalServer
 
 RUNS = {Phase.PENDING, Phase.RUNNING}
 

@@ -62,7 +62,7 @@ def test_a_signal_while_ray_starts_leaves_nothing(serving: Serving, number: sign
 
 def test_a_lost_guardian_ends_the_service_with_a_message(serving: Serving) -> None:
     wait_until(lambda: serving.runs("gcs_server"), "Ray is starting")
-    (guardian,) = marked(serving.mark, "service.guardian")
+    (guardian,) = marked(serving.mark, "service.embedded.guardian")
     guardian.kill()
     _, stderr = serving.process.communicate(timeout=90)
     assert serving.process.returncode == 2

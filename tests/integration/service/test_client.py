@@ -24,7 +24,7 @@ from service.client import (
     UnexpectedAnswerError,
     UnreachableError,
 )
-from service.jobs import JobState
+from service.jobs.states import JobState
 from service.schemas import EventView, JobView
 from trainer.run_schema import Progress
 from trainer.spec import JobSpec

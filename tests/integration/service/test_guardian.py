@@ -18,7 +18,7 @@ from marked_processes import MARK, kill_marked, marked, wait_until
 PARENT = """
 import sys, time
 from pathlib import Path
-from service.guardian import Guardian, RemoveAtEnd, Start
+from service.embedded.guardian import Guardian, RemoveAtEnd, Start
 import os
 folder = Path(sys.argv[1])
 guardian = Guardian()

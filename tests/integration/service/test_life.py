@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from service_stand_ins import RunningService, SubprocessLauncher, running_service
 
-from service.launcher import Node
+from service.cluster.launcher import Node
 
 
 def states(service: RunningService, job_id: str) -> list[str]:

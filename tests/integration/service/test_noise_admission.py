@@ -9,8 +9,8 @@ from sample_data import build_digits
 
 from data_pipeline.building.build import BuildOptions
 from data_pipeline.spec import PairflipCorruption
-from service.admission import admit
-from service.errors import ProblemError
+from service.api.admission import admit
+from service.api.errors import ProblemError
 from trainer.spec import JobSpec
 
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import SecretStr
 from service_stand_ins import RunningService, running_service
 
-from service.local_servers import LocalServer
-from service.ray_launcher import RayLauncher
+from service.cluster.ray_launcher import RayLauncher
+from service.embedded.local_servers import LocalServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -9,9 +9,9 @@ import pytest
 from s3_server import S3Server, s3_server
 
 from data_pipeline.storage.patience import Patience
-from service import admission
-from service.admission import admit
-from service.errors import ProblemError
+from service.api import admission
+from service.api.admission import admit
+from service.api.errors import ProblemError
 from service.settings import Settings
 from trainer.spec import JobSpec
 

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.database import migrate, open_engine
-from service.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Reason, may_become
-from service.records import IdempotencyConflictError, StaleTransitionError, Transition
-from service.store import (
+from service.jobs.records import IdempotencyConflictError, StaleTransitionError, Transition
+from service.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState, Reason, may_become
+from service.store.database import migrate, open_engine
+from service.store.store import (
     FencedOffError,
     IllegalTransitionError,
     Store,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.attempts import AttemptFolders, verified_result
-from service.database import migrate, open_engine
-from service.store import Store, hash_token
+from service.cluster.attempts import AttemptFolders, verified_result
+from service.store.database import migrate, open_engine
+from service.store.store import Store, hash_token
 from trainer.run_schema import AttemptContext
 from trainer.spec import JobSpec
 

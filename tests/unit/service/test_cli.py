@@ -11,7 +11,7 @@ from sample_data import build_digits
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.spec_file import read_job
+from service.cli.spec_file import read_job
 
 SPEC = """
 name: digits

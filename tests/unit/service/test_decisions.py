@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from service.decisions import Launch, Move, Policy, Seen, Stop, decide, last_lines, needs_asking, plan_queue
-from service.jobs import JobState, Reason, may_become
-from service.launcher import DriverStatus, Node, Phase
-from service.records import AttemptRecord, JobRecord, LiveJob
+from service.cluster.launcher import DriverStatus, Node, Phase
+from service.control.decisions import Launch, Move, Policy, Seen, Stop, decide, last_lines, needs_asking, plan_queue
+from service.jobs.records import AttemptRecord, JobRecord, LiveJob
+from service.jobs.states import JobState, Reason, may_become
 from trainer.spec import JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.home import HomeInUseError, ServerAddresses, find_server, home_folder, lock_home, write_addresses
+from service.embedded.home import HomeInUseError, ServerAddresses, find_server, home_folder, lock_home, write_addresses
 
 ADDRESSES = ServerAddresses(
     url="http://127.0.0.1:1", mlflow_url="http://127.0.0.1:2", ray_url="http://127.0.0.1:3", pid=4

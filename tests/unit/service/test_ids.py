@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.ids import is_job_id, new_job_id
+from service.jobs.ids import is_job_id, new_job_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

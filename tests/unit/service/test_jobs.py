@@ -1,6 +1,6 @@
 """The transition table."""
 
-from service.jobs import LIVE_STATES, TERMINAL_STATES, TRANSITIONS, JobState, may_become
+from service.jobs.states import LIVE_STATES, TERMINAL_STATES, TRANSITIONS, JobState, may_become
 
 
 def test_terminal_states_never_change() -> None:

@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 
-from service.launcher import LauncherUnavailableError, LaunchRejectedError, Phase
-from service.ray_launcher import RayLauncher, command
+from service.cluster.launcher import LauncherUnavailableError, LaunchRejectedError, Phase
+from service.cluster.ray_launcher import RayLauncher, command
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.attempts import AttemptFolders
-from service.results import ExampleQuery, Results
+from service.cluster.attempts import AttemptFolders
+from service.results.reader import ExampleQuery, Results
 from service.schemas import ExampleSort, ExampleView
 from trainer.run_schema import EXAMPLE_COLUMNS, LabelNoiseRecord
 

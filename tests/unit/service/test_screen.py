@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from service.demo_report import DemoReport, half_blocks, print_report
+from service.cli.demo_report import DemoReport, half_blocks, print_report
+from service.cli.screen import duration, epoch_figures, example_sort
 from service.schemas import ExampleView
-from service.screen import duration, epoch_figures, example_sort
 
 SUSPECT = {
     "example_id": "digit-0001",

@@ -1,0 +1,91 @@
+"""The app: parts put together, routes, errors, and what happens at start and stop. Imports no torch and no Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
+
+from service.api.body_limit import BodyLimit
+from service.api.context import Context
+from service.api.errors import install
+from service.api.openapi import openapi
+from service.api.routes import events, health, internal, jobs, results
+from service.api.views import API
+from service.cluster.attempts import AttemptFolders
+from service.cluster.launcher import Launcher
+from service.cluster.ray_launcher import RayLauncher
+from service.control.decisions import Policy
+from service.control.reconciler import Reconciler, World
+from service.results.reader import Results
+from service.settings import Settings
+from service.store.database import migrate, open_engine
+from service.store.store import Store
+
+_DESCRIPTION = """\
+Trains image classifiers on noisily labelled data, and shows epoch by epoch how much each example's label is smoothed.
+
+Submit a job with `POST /api/v1/jobs`, follow it at `/api/v1/jobs/{id}/events`, and read its metrics, label-noise
+histograms, evaluation and most suspect examples while it runs. Every error is `application/problem+json` (RFC 9457)."""
+
+
+def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastAPI:
+    """The service as an ASGI app. Nothing is opened before it starts; `launcher` stands in for Ray if given."""
+    closing = threading.Event()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = await anyio.to_thread.run_sync(_open, settings, launcher, closing)
+        app.state.context = context
+        context.reconciler.start()
+        try:
+            yield
+        finally:
+            closing.set()
+            await anyio.to_thread.run_sync(_close, context)
+
+    app = FastAPIOffline(  # /docs without a CDN
+        title="Hush",
+        version="1",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.closing = closing
+    install(app)
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    api = APIRouter(prefix=API)
+    for module in (jobs, events, results, internal):
+        api.include_router(module.router)
+    app.include_router(api)
+    app.include_router(health.router)
+    return app
+
+
+def begin_shutdown(app: FastAPI) -> None:
+    """End all event streams, which would else keep a server that waits for its connections from stopping."""
+    app.state.closing.set()
+
+
+def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+    engine = open_engine(settings.database)
+    migrate(engine)
+    store = Store(engine)
+    launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
+    policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
+    reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
+    return Context(settings, store, launcher, reconciler, Results(folders), closing)
+
+
+def _close(context: Context) -> None:
+    context.reconciler.stop()
+    context.launcher.close()
+    context.store.close()

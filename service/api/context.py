@@ -1,0 +1,52 @@
+"""What routes work with, made at start of the app and handed to them by FastAPI's dependencies."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from service.api.errors import ProblemError
+from service.cluster.launcher import Launcher
+from service.control.reconciler import Reconciler
+from service.jobs.ids import is_job_id
+from service.jobs.records import JobRecord
+from service.results.reader import Results
+from service.settings import Settings
+from service.store.store import Store
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of a running service."""
+
+    settings: Settings
+    store: Store
+    launcher: Launcher
+    reconciler: Reconciler
+    results: Results
+    closing: threading.Event
+    """Set when the server is about to stop: streams that would never end then end."""
+
+
+def _context(request: Request) -> Context:
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+InContext = Annotated[Context, Depends(_context)]
+
+
+def _known_job(job_id: Annotated[str, Path(description="Id of the job.")], context: InContext) -> JobRecord:
+    """The job of the path; what cannot be an id never reaches the database."""
+    job = context.store.get(job_id) if is_job_id(job_id) else None
+    if job is None:
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"There is no job {job_id[:40]!r}.")
+    return job
+
+
+KnownJob = Annotated[JobRecord, Depends(_known_job)]

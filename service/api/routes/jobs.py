@@ -1,0 +1,106 @@
+"""Jobs: submit, list, look, cancel."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from service.api.admission import admit
+from service.api.context import Context, InContext, KnownJob
+from service.api.errors import ProblemError, problems
+from service.api.views import job_path, job_view
+from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord
+from service.jobs.states import TERMINAL_STATES, JobState
+from service.schemas import JobPage, JobView
+from trainer.spec import JobSpec
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+ID_PATTERN = r"^[0-9a-hjkmnp-tv-z]{26}$"
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="Any name of yours for this request: sent again with it, the request makes no second job.",
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=500, description="At most this many on a page.")]
+
+
+def json_only(request: Request) -> None:
+    """Refuse bodies that do not say they are JSON: a web page of someone else can send those without asking."""
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise ProblemError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be sent as application/json.")
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    dependencies=[Depends(json_only)],
+    responses={
+        202: {"headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}},
+        **problems(400, 409, 413, 415, 422),
+    },
+    summary="Submit a job",
+)
+def submit_job(
+    spec: JobSpec, context: InContext, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobView:
+    """Check a job and store it; it starts as soon as the cluster has room. After the 202 it is never lost."""
+    job = _submit(spec, context, idempotency_key)
+    response.headers["Location"] = job_path(job.id)
+    return job_view(job, context.settings.mlflow_uri)
+
+
+def _submit(spec: JobSpec, context: Context, key: str | None) -> JobRecord:
+    try:
+        if key is not None and (known := context.store.find_submitted(key, spec)):
+            return known  # even if its manifest is gone by now
+        admit(spec, context.settings.roots, context.settings.allowed_urls)
+        job, is_new = context.store.submit(spec, datetime.now(UTC), key)
+    except IdempotencyConflictError as error:
+        detail = f"The Idempotency-Key was used before for another spec, that of job {error}."
+        raise ProblemError(HTTPStatus.CONFLICT, detail) from None
+    if is_new:
+        context.reconciler.wake()
+    return job
+
+
+@router.get("", responses=problems(422), summary="List jobs")
+def list_jobs(
+    context: InContext,
+    *,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    name: Annotated[str | None, Query(max_length=200, description="Only jobs of exactly this name.")] = None,
+    method: Annotated[str | None, Query(max_length=32, description="Only jobs of this method, e.g. `ivon`.")] = None,
+    limit: Limit = 50,
+    cursor: Annotated[str | None, Query(pattern=ID_PATTERN, description="`next_cursor` of the page before.")] = None,
+) -> JobPage:
+    """A page of jobs, newest first."""
+    if "\0" in (name or "") + (method or ""):
+        return JobPage(items=[])  # no job has such a name, and PostgreSQL refuses to be asked
+    found = context.store.page(JobFilter(state, name, method), limit + 1, cursor)
+    items = [job_view(job, context.settings.mlflow_uri) for job in found[:limit]]
+    return JobPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
+
+
+@router.get("/{job_id}", responses=problems(404), summary="Look at a job")
+def get_job(job: KnownJob, context: InContext) -> JobView:
+    """A job: where it is in its life, and its progress."""
+    return job_view(job, context.settings.mlflow_uri)
+
+
+@router.post("/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=problems(404, 409), summary="Cancel a job")
+def cancel_job(job: KnownJob, context: InContext) -> JobView:
+    """Cancel a job that waits; ask one that runs to stop. What it has by then is kept. To repeat it is fine."""
+    now = context.store.request_cancel(job.id, datetime.now(UTC))
+    assert now is not None, "jobs are never deleted"
+    if now.state in TERMINAL_STATES and now.state is not JobState.CANCELLED:
+        raise ProblemError(HTTPStatus.CONFLICT, f"The job has ended: it is {now.state}.")
+    context.reconciler.wake()
+    return job_view(now, context.settings.mlflow_uri)

@@ -1,0 +1,55 @@
+"""Records of the store -> bodies of the REST API."""
+
+from __future__ import annotations
+
+from service.jobs.records import EventRecord, JobRecord
+from service.schemas import EventView, JobView, Links
+
+API = "/api/v1"
+
+
+def job_path(job_id: str) -> str:
+    """Path of a job in the API."""
+    return f"{API}/jobs/{job_id}"
+
+
+def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
+    """A job as the API shows it."""
+    path = job_path(job.id)
+    return JobView(
+        id=job.id,
+        name=job.spec.name,
+        state=job.state,
+        reason=job.reason,
+        message=job.message,
+        method=job.spec.method.kind,
+        attempt=job.attempt,
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        progress=job.progress,
+        spec=job.spec,
+        links=Links.model_validate({"self": path, "events": f"{path}/events", "mlflow": _mlflow_link(job, mlflow_uri)}),
+    )
+
+
+def event_view(event: EventRecord) -> EventView:
+    """An event as the API shows it."""
+    return EventView(
+        id=event.id,
+        job_id=event.job_id,
+        attempt=event.attempt,
+        time=event.time,
+        kind=event.kind,
+        state=event.state,
+        reason=event.reason,
+        message=event.message,
+        epoch=event.epoch,
+    )
+
+
+def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:
+    if mlflow_uri is None or job.mlflow_run_id is None or job.mlflow_experiment_id is None:
+        return None
+    return f"{mlflow_uri}/#/experiments/{job.mlflow_experiment_id}/runs/{job.mlflow_run_id}"

@@ -1,0 +1,1 @@
+"""Where attempts run: Ray, and the folders they write into."""

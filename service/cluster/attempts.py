@@ -1,0 +1,108 @@
+"""Folders of attempts: `<storage>/jobs/<job id>/attempt-<n>`. How one is prepared, and when its result counts."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from hashlib import file_digest
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from service.jobs.records import AttemptRecord, JobRecord
+from service.store.store import Store, hash_token
+from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult
+
+
+class AttemptFolders:
+    """All attempts under one storage folder, which the service and every worker share."""
+
+    def __init__(self, storage: Path, public_url: str, mlflow_uri: str | None) -> None:
+        """`public_url` is where the workers reach this service."""
+        self._jobs = storage / "jobs"
+        self._public_url = public_url
+        self._mlflow_uri = mlflow_uri
+
+    def path(self, job_id: str, number: int) -> Path:
+        """Folder of one attempt."""
+        return self._jobs / job_id / f"attempt-{number}"
+
+    def newest_first(self, job_id: str) -> Iterator[Path]:
+        """Folders of a job's attempts that are there, the newest first."""
+        folders = (self._jobs / job_id).glob("attempt-*")
+        yield from sorted(folders, key=lambda folder: int(folder.name.removeprefix("attempt-")), reverse=True)
+
+    def prepare(self, job: JobRecord, attempt: AttemptRecord, store: Store) -> Path:
+        """Write attempt.json, with a token whose hash is in the store before anybody can read the token.
+
+        Safe to repeat after a crash at any line: a token that a driver may already have read is kept.
+        """
+        folder = self.path(job.id, attempt.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        token = _token_in(folder / ATTEMPT_FILE)
+        if token is None or hash_token(token) != attempt.token_hash:
+            token = secrets.token_urlsafe(32)
+            store.set_token(job.id, attempt.number, hash_token(token))
+        context = AttemptContext(
+            job_id=job.id,
+            attempt=attempt.number,
+            spec=job.spec,
+            run_dir=str(folder),
+            resume_dirs=tuple(str(other) for other in self.newest_first(job.id) if other != folder),
+            heartbeat_url=f"{self._public_url}/api/v1/internal/attempts/{job.id}/{attempt.number}/heartbeat",
+            heartbeat_token=token,
+            mlflow_uri=self._mlflow_uri,
+            mlflow_run_id=job.mlflow_run_id,
+        )
+        _write_private(folder / ATTEMPT_FILE, context.model_dump_json().encode())
+        return folder
+
+
+def _token_in(path: Path) -> str | None:
+    try:
+        return AttemptContext.model_validate_json(path.read_bytes()).heartbeat_token
+    except (OSError, ValidationError):
+        return None
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read; it is there whole or not at all."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def result_written_at(folder: Path) -> float | None:
+    """Unix time at which result.json was written; None if it is not there."""
+    try:
+        return (folder / RESULT_FILE).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def verified_result(folder: Path, job_id: str, number: int) -> AttemptResult:
+    """The attempt's result, if it is there and every checksum holds; else a ValueError that says what is wrong."""
+    try:
+        result = AttemptResult.model_validate_json((folder / RESULT_FILE).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"The driver ended without writing {RESULT_FILE}.") from None
+    except ValidationError as error:
+        raise ValueError(f"{RESULT_FILE} cannot be read: {error.error_count()} errors") from None
+    if (result.job_id, result.attempt) != (job_id, number):
+        raise ValueError(f"{RESULT_FILE} is that of job {result.job_id}, attempt {result.attempt}.")
+    for name, expected in result.files.items():
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"{RESULT_FILE} names {name!r}, which is outside of the attempt's folder.")
+        try:
+            with (folder / relative).open("rb") as file:
+                found = file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ValueError(f"{name} stands in {RESULT_FILE} but cannot be read: {error.strerror}.") from None
+        if found != expected:
+            raise ValueError(f"{name} is damaged: its SHA-256 is {found}, {RESULT_FILE} says {expected}.")
+    return result

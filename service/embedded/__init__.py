@@ -1,0 +1,1 @@
+"""`hush serve`: the whole service on one machine."""

@@ -1,0 +1,1 @@
+"""What a job is: its states, and the records of it. Pure."""

@@ -1,0 +1,154 @@
+"""What the store holds, as values: jobs, attempts, events, and the changes that are asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import RowMapping
+
+from service.jobs.states import JobState, Reason
+from trainer.run_schema import EpochSummary, Progress
+from trainer.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it is stored."""
+
+    id: str
+    spec: JobSpec
+    state: JobState
+    state_since: datetime
+    reason: Reason
+    message: str | None
+    attempt: int
+    """The current attempt: no other may publish."""
+    num_failures: int
+    """Attempts lost so far."""
+    progress: Progress | None
+    mlflow_run_id: str | None
+    mlflow_experiment_id: str | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One run of a job."""
+
+    job_id: str
+    number: int
+    token_hash: str | None
+    """SHA-256 of its bearer token; None until its attempt.json is written."""
+    created_at: datetime
+    submitted_at: datetime | None
+    """When the cluster had accepted it."""
+    heartbeat_at: datetime | None
+    """Its last heartbeat."""
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A job that has not ended, with its current attempt."""
+
+    job: JobRecord
+    attempt: AttemptRecord
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """Something that happened to a job."""
+
+    id: int
+    job_id: str
+    attempt: int
+    time: datetime
+    kind: Literal["state", "epoch"]
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    epoch: EpochSummary | None
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A change of state, asked for by someone who saw the job in `state` with `attempt` current."""
+
+    job_id: str
+    attempt: int
+    state: JobState
+    new: JobState
+    reason: Reason
+    message: str | None = None
+    next_attempt: bool = False
+    """The current attempt is lost: count a failure and make the next one current, which fences the old one off."""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """Which jobs to list; None takes all."""
+
+    state: JobState | None = None
+    name: str | None = None
+    method: str | None = None
+
+
+class StaleTransitionError(Exception):
+    """The job was no longer as the asker saw it; nothing was changed."""
+
+
+class IdempotencyConflictError(Exception):
+    """The idempotency key was used before, for another job."""
+
+
+def job_record(row: RowMapping) -> JobRecord:
+    """A row of `jobs`; its name and method stand in the spec."""
+    return JobRecord(
+        id=row["id"],
+        spec=JobSpec.model_validate(row["spec"]),
+        state=JobState(row["state"]),
+        state_since=row["state_since"],
+        reason=Reason(row["reason"]),
+        message=row["message"],
+        attempt=row["attempt"],
+        num_failures=row["num_failures"],
+        progress=None if row["progress"] is None else Progress.model_validate(row["progress"]),
+        mlflow_run_id=row["mlflow_run_id"],
+        mlflow_experiment_id=row["mlflow_experiment_id"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        started_at=row["started_at"],
+        ended_at=row["ended_at"],
+    )
+
+
+def attempt_record(row: RowMapping) -> AttemptRecord:
+    """A row of `attempts`."""
+    return AttemptRecord(
+        job_id=row["job_id"],
+        number=row["number"],
+        token_hash=row["token_hash"],
+        created_at=row["created_at"],
+        submitted_at=row["submitted_at"],
+        heartbeat_at=row["heartbeat_at"],
+    )
+
+
+def event_record(row: RowMapping) -> EventRecord:
+    """A row of `job_events`."""
+    epoch = None if row["epoch"] is None else EpochSummary(epoch=row["epoch"], metrics=row["metrics"] or {})
+    return EventRecord(
+        id=row["id"],
+        job_id=row["job_id"],
+        attempt=row["attempt"],
+        time=row["time"],
+        kind=row["kind"],
+        state=JobState(row["state"]),
+        reason=None if row["reason"] is None else Reason(row["reason"]),
+        message=row["message"],
+        epoch=epoch,
+    )

@@ -1,0 +1,1 @@
+"""What jobs left behind, read for the API."""
