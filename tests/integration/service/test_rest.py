@@ -131,7 +131,7 @@ def test_a_stream_ends_when_the_server_stops(service: RunningService, manifest: 
     follower = threading.Thread(target=lambda: messages.extend(follow(service, job["id"])))
     follower.start()
     service.wait(job["id"], lambda _: follower.is_alive())
-    service.embedded.server.stop()
+    service.server.stop()
     follower.join(10)
     assert not follower.is_alive()
     assert "end" not in {message.event for message in messages}  # so that a client comes back
