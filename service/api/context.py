@@ -11,7 +11,7 @@ from fastapi import Depends, Path, Request
 
 from service.api.errors import ProblemError
 from service.cluster.launcher import Launcher
-from service.control.reconciler import Reconciler
+from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
 from service.results.reader import Results
