@@ -20,6 +20,11 @@ from service.cluster.ray_launcher import RayLauncher
 from service.embedded.local_servers import LocalServer, ray_head
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How large the runs are that `make test` makes small."""
+    parser.addoption("--api-examples", type=int, default=2, help="cases that schemathesis draws for each operation")
+
+
 def pytest_configure() -> None:
     """Let programs that tests start be interrupted: a shell that runs pytest in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
