@@ -16,7 +16,7 @@ from data_pipeline.cli import app as data_app
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from service.client import HushClient
+    from service.client import Client
 
 USAGE_ERROR = 2
 JOB_FAILED = 1
@@ -108,9 +108,9 @@ def submit_command(
       hush submit examples/clothing-photos-ivon.yaml --follow
       hush submit job.yaml --set method.lr=0.1 --set schedule.epochs=3
     """
-    from service.api.views import API
     from service.cli.follow import follow_job
     from service.cli.spec_file import read_job
+    from service.schemas import API
 
     with _one_line_errors(), _client(url, home) as client:
         job = client.submit(read_job(spec, overrides or []))
@@ -287,22 +287,22 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(USAGE_ERROR) from None
 
 
-def _client(url: str | None, home: Path | None) -> HushClient:
+def _client(url: str | None, home: Path | None) -> Client:
     """A client of the service at `url`, else of the one that serves the home folder."""
-    from service.client import HushClient, UnreachableError
+    from service.client import Client, UnreachableError
     from service.embedded.home import find_server, home_folder
 
     if url is not None:
-        return HushClient(url)
+        return Client(url)
     server = find_server(home_folder(home))
     if server is None:
         raise UnreachableError(
             f"no service runs on {home_folder(home)}; start one with: hush serve (or name another with --url)"
         )
-    return HushClient(server.url)
+    return Client(server.url)
 
 
-def _job_id(client: HushClient, job: str) -> str:
+def _job_id(client: Client, job: str) -> str:
     """The id itself, or that of the newest job of this name."""
     from service.jobs.ids import is_job_id
 
@@ -314,7 +314,7 @@ def _job_id(client: HushClient, job: str) -> str:
     return newest.id
 
 
-def _label(client: HushClient, job_id: str, given_class: str) -> int:
+def _label(client: Client, job_id: str, given_class: str) -> int:
     classes = client.evaluation(job_id).classes
     if given_class not in classes:
         raise ValueError(f"--given-class {given_class!r}: must be one of {', '.join(classes)}")
