@@ -46,7 +46,7 @@ def find_address(environ: Mapping[str, str], url: str | None = None, home: Path 
     The token is HUSH_TOKEN. Without it, the server of the home folder gets its own, which it left there for us, and
     nobody else gets anything.
     """
-    url, token = url or environ.get("HUSH_URL") or None, environ.get("HUSH_TOKEN")
+    url, token = url or environ.get("HUSH_URL") or None, environ.get("HUSH_TOKEN", "").strip()
     server = find_server(home_folder(home))
     if url is None and server is None:
         raise UnreachableError(

@@ -114,7 +114,7 @@ class AsyncClient:
         )
 
     async def _ask(self, call: Call[_Answer]) -> _Answer:
-        patience = Patience(self._retry, self._retry.max_s)
+        patience = Patience.with_request(self._retry)
         while True:
             outcome = await self._send(call.request(self._http))
             pause_s = patience.wait_s(outcome, repeatable=call.repeatable)
@@ -137,13 +137,13 @@ class AsyncClient:
             call = pages.after(page)
 
     async def _follow(self, stream: Stream[_Item]) -> AsyncIterator[_Item]:
-        patience = Patience(self._retry, self._retry.max_s)
+        patience = Patience.with_request(self._retry)
         while True:
             outcome: Outcome = cut_off()
             try:
                 async with contextlib.aclosing(self._messages(stream)) as messages:
                     async for message in messages:
-                        patience.renew(self._retry.stream_max_s)
+                        patience.renew()
                         item = stream.take(self.url, message)
                         if item is not None:
                             yield item

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self
 
 import httpx
 import httpx_sse
@@ -35,6 +35,8 @@ class Retry:
 
     max_s: float = 30.0
     """No request is sent again later than this after it failed first; 0: none is sent again."""
+    connect_max_s: float = 30.0
+    """The same where nobody listens at all: less, if an answer that says so is wanted soon."""
     stream_max_s: float = 120.0
     """Seconds that a stream which was cut off tries to get the service back."""
     first_wait_s: float = 0.5
@@ -85,15 +87,23 @@ class Patience:
     retry: Retry
     max_s: float
     """No next try later than this after the first failure."""
+    connect_max_s: float
+    """Nor later than this where nobody listens."""
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
     num_failures: int = 0
     failed_at: float = 0.0
     """When it failed first."""
 
-    def renew(self, max_s: float) -> None:
-        """Something came: begin again, with this much patience."""
-        self.max_s, self.num_failures = max_s, 0
+    @classmethod
+    def with_request(cls, retry: Retry) -> Self:
+        """Of a new request, or of a stream that has brought nothing yet."""
+        return cls(retry, retry.max_s, min(retry.max_s, retry.connect_max_s))
+
+    def renew(self) -> None:
+        """The stream brought something: the service is known to be there, and worth waiting for."""
+        self.max_s = self.connect_max_s = self.retry.stream_max_s
+        self.num_failures = 0
 
     def wait_s(self, outcome: Outcome, *, repeatable: bool) -> float | None:
         """Seconds until the next try; None if there is none: it did not fail, or did so for good."""
@@ -103,4 +113,5 @@ class Patience:
             self.failed_at = self.clock()
         self.num_failures += 1
         pause_s = wait_s(self.retry, self.num_failures, asked_wait_s(outcome, datetime.now(UTC)), self.jitter())
-        return pause_s if self.clock() - self.failed_at + pause_s <= self.max_s else None
+        max_s = self.connect_max_s if isinstance(outcome, _NEVER_SENT) else self.max_s
+        return pause_s if self.clock() - self.failed_at + pause_s <= max_s else None

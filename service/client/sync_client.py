@@ -114,7 +114,7 @@ class Client:
         )
 
     def _ask(self, call: Call[_Answer]) -> _Answer:
-        patience = Patience(self._retry, self._retry.max_s)
+        patience = Patience.with_request(self._retry)
         while True:
             outcome = self._send(call.request(self._http))
             pause_s = patience.wait_s(outcome, repeatable=call.repeatable)
@@ -136,13 +136,13 @@ class Client:
             call = pages.after(page)
 
     def _follow(self, stream: Stream[_Item]) -> Iterator[_Item]:
-        patience = Patience(self._retry, self._retry.max_s)
+        patience = Patience.with_request(self._retry)
         while True:
             outcome: Outcome = cut_off()
             try:
                 with contextlib.closing(self._messages(stream)) as messages:
                     for message in messages:
-                        patience.renew(self._retry.stream_max_s)
+                        patience.renew()
                         item = stream.take(self.url, message)
                         if item is not None:
                             yield item

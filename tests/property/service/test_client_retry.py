@@ -46,7 +46,7 @@ def test_all_waits_together_are_bounded(
     """`tries`: what became of each, how long it took, and chance."""
     now = 1000.0
     chance = iter([jitter for _, _, jitter in tries])
-    patience = Patience(retry, retry.max_s, clock=lambda: now, jitter=lambda: next(chance))
+    patience = Patience(retry, retry.max_s, retry.max_s, clock=lambda: now, jitter=lambda: next(chance))
     failed_at: float | None = None
     for outcome, took_s, _ in tries:
         now += took_s

@@ -70,17 +70,26 @@ def test_without_retry_after_nothing_is_asked() -> None:
 
 
 def test_who_asks_for_too_long_is_not_waited_for() -> None:
-    patience = Patience(Retry(), 30, clock=lambda: 0.0, jitter=lambda: 0.0)
+    patience = Patience(Retry(), 30, 5, clock=lambda: 0.0, jitter=lambda: 0.0)
     assert patience.wait_s(httpx.Response(429, headers={"Retry-After": "30"}), repeatable=True) == 30
     assert patience.wait_s(httpx.Response(429, headers={"Retry-After": "31"}), repeatable=True) is None
 
 
+def test_who_does_not_listen_may_be_waited_for_less() -> None:
+    patience = Patience.with_request(Retry(first_wait_s=10, connect_max_s=1))
+    assert patience.wait_s(httpx.ConnectError("refused"), repeatable=True) is None
+    assert patience.wait_s(httpx.ReadError("reset"), repeatable=True) is not None
+    patience.renew()
+    assert patience.wait_s(httpx.ConnectError("refused"), repeatable=True) is not None
+
+
 def test_a_stream_that_brings_something_is_waited_for_anew() -> None:
+    retry = Retry(first_wait_s=1, max_wait_s=60, stream_max_s=10)
     times = iter([0.0, 0.0, 0.5, 3600.0, 3601.0, 3601.0])
-    patience = Patience(Retry(first_wait_s=1, max_wait_s=60), 10, clock=lambda: next(times), jitter=lambda: 0.0)
+    patience = Patience(retry, 10, 10, clock=lambda: next(times), jitter=lambda: 0.0)
     lost = httpx.RemoteProtocolError("cut")
     assert patience.wait_s(lost, repeatable=True) == 0.5
     assert patience.wait_s(lost, repeatable=True) == 1
     assert patience.wait_s(lost, repeatable=True) is None
-    patience.renew(10)
+    patience.renew()
     assert patience.wait_s(lost, repeatable=True) == 0.5
