@@ -21,6 +21,7 @@ from rich.text import Text
 from service.cli.demo_report import DemoReport, Timing, job_report, job_timing, print_report
 from service.cli.follow import JobScreen
 from service.client import Client, Happening
+from service.client.address import find_address
 from service.embedded.home import find_server
 from service.embedded.serve import Part, ServeOptions, StopSignals, serve
 from service.jobs.states import JobState
@@ -108,7 +109,8 @@ class _Demo:
         try:
             self.console.print("Handwritten digits, 30% of the training labels wrong; two jobs of 2 workers each\n")
             manifest = self._build()
-            with Client(self._await(self.url)) as client:
+            found = find_address({}, self._await(self.url), self.options.home)
+            with Client(found.url, found.token) as client:
                 jobs = [client.submit(spec) for spec in _specs(manifest)]
                 ended = self._watch(client, jobs)
                 self._report(client, ended)

@@ -1,4 +1,4 @@
-"""The service from Python: `Client`, and `AsyncClient` for asyncio and trio, which differ in nothing but `await`.
+"""The service from Python: `Client`, and `AsyncClient` for asyncio, which differ in nothing but `await`.
 
     with Client("http://127.0.0.1:8900") as client:
         job = client.submit(spec)

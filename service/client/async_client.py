@@ -1,4 +1,4 @@
-"""The client for asyncio and trio: the methods of Client, awaited."""
+"""The client for asyncio: the methods of Client, awaited."""
 
 from __future__ import annotations
 
