@@ -138,9 +138,11 @@ def spec_json(manifest: Path, **changes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running_service(home: Path, launcher: Launcher | None, **settings: Any) -> Iterator[RunningService]:
+def running_service(
+    home: Path, launcher: Launcher | None, *, port: int = 0, **settings: Any
+) -> Iterator[RunningService]:
     """Start a service on `home` and stop it at the end; the same home again continues where it was."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     configured = Settings(home=home, public_url=url, reconcile_interval_s=0.1, **settings)
     server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)

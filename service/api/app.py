@@ -19,13 +19,13 @@ from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.routes import events, health, internal, jobs, results
-from service.api.views import API
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
 from service.control.reconciler import Reconciler, World
 from service.results.reader import Results
+from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.store.store import Store
