@@ -82,7 +82,7 @@ class RayCluster:
         """What a dead head leaves behind is no part of Hush: a supervisor's next start clears it away too."""
         self._head.wait()
         for what in RAY_VICTIMS.values():
-            if what not in {"trainer.ray_entry"}:  # a driver must end by itself when its head is gone
+            if what != "trainer.ray_entry":  # a driver must end by itself when its head is gone
                 kill_marked(self._mark, what)
         kill_marked(self._mark, "ray::")
         kill_marked(self._mark, "site-packages/ray/")

@@ -50,7 +50,10 @@ def replicas(mark: str, folder: Path, database_url: str, cluster: RayCluster, nu
         "HUSH_LOST_AFTER_S": "20",
         "HUSH_RETRY_BACKOFF_S": "0.5",
     }
-    return [Api(mark, f"{folder.name}-{index}", folder.parent / f"{folder.name}-{index}.log", settings) for index in range(number)]
+    return [
+        Api(mark, f"{folder.name}-{index}", folder.parent / f"{folder.name}-{index}.log", settings)
+        for index in range(number)
+    ]
 
 
 def test_every_job_ends_once_whoever_is_killed(
@@ -81,8 +84,11 @@ def test_every_job_ends_once_whoever_is_killed(
             api.stop()
         kills += outcome.kills
         findings += [f"round {plan.number}: {finding}" for finding in outcome.findings]
-        print(f"round {plan.number} on {plan.database}, {plan.num_workers} workers, {outcome.wall_s:.0f} s:"
-              f" killed {dict(outcome.kills)}, missed {outcome.missed}, findings {outcome.findings}", flush=True)
+        print(
+            f"round {plan.number} on {plan.database}, {plan.num_workers} workers, {outcome.wall_s:.0f} s:"
+            f" killed {dict(outcome.kills)}, missed {outcome.missed}, findings {outcome.findings}",
+            flush=True,
+        )
     cluster.close()
     wait_until(lambda: not marked(mark), lambda: f"left behind: {marked(mark)}")
     print(f"{len(numbers)} rounds, {kills.total()} kills: {dict(kills)}; {len(findings)} findings")
