@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from data_pipeline.storage.addresses import is_remote, url_parts
-from service.failpoints import parse_failpoint
+from service.control.failpoints import parse_failpoint
 
 
 class Settings(BaseSettings):
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     cancel_grace_s: float = Field(default=3, ge=0)
     """Seconds a job that was asked to stop has to begin its last checkpoint before its driver is killed."""
     cancel_checkpoint_s: float = Field(default=120, ge=0)
-    """Seconds it has if it says by its heartbeats that it is on its way to a checkpoint: evaluating, recording, saving."""
+    """Seconds it has if its heartbeats say that it is on its way to a checkpoint: evaluating, recording, finishing."""
     lost_after_s: float = Field(default=60, gt=0)
     """An attempt that trained and is silent for this many seconds is given up, whether Ray can be asked or not."""
     start_timeout_s: float = Field(default=900, gt=0)
@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     linger_s: float = Field(default=60, gt=0)
     """Seconds a driver may live on after its result is complete before it is killed."""
     failpoint: str | None = None
-    """For tests: where this process is to be killed, see service.failpoints; `name` or `name:n`, the n-th passing."""
+    """For tests: where this process is to be killed, as `name` or, at the n-th passing, `name:n`; see
+    service.control.failpoints."""
 
     @field_validator("failpoint", mode="after")
     @classmethod

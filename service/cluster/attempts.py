@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from service.failpoints import Failpoint, failpoint
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.records import AttemptRecord, Fence, JobRecord
 from service.store.store import Store
 from service.store.writes import hash_token

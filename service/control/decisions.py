@@ -109,27 +109,34 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
     if live.attempt.submitted_at is None:
         return (Launch(),)
     if seen.driver is None:
-        message = f"Ray does not answer, and the attempt has been silent for {seen.silent_s:.0f} s."
-        lost = _again_or_failed(live.job, Reason.HEAD_LOST, message, now, policy)
-        return (lost,) if seen.silent_s > policy.lost_after_s else ()
-    if not lives(seen.driver):
-        return (_ended(live.job, seen, seen.driver, now, policy),)
-    if seen.outcome is None:
-        return _decide_silent(live, seen, now, policy)
-    if (seen.result_age_s or 0) <= policy.linger_s:
+        return _decide_unanswered(live, seen, now, policy)
+    if lives(seen.driver):
+        return _decide_living(live, seen, seen.driver, now, policy)
+    return (_ended(live.job, seen, seen.driver, now, policy),)
+
+
+def _decide_unanswered(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
+    """Of an attempt about which the cluster cannot be asked."""
+    if seen.silent_s <= policy.lost_after_s:
         return ()
-    return (Stop(live.attempt.number), _ended(live.job, seen, seen.driver, now, policy))
+    message = f"Ray does not answer, and the attempt has been silent for {seen.silent_s:.0f} s."
+    return (_again_or_failed(live.job, Reason.HEAD_LOST, message, now, policy),)
 
 
-def _decide_silent(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
-    """Of an attempt whose driver lives: whether rank 0 has been silent for too long."""
+def _decide_living(
+    live: LiveJob, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy
+) -> tuple[Action, ...]:
+    """Of an attempt whose driver lives: whether it lingers after its result, or rank 0 has been silent for too long."""
+    stop = Stop(live.attempt.number)
+    if seen.outcome is not None:
+        lingers = (seen.result_age_s or 0) > policy.linger_s
+        return (stop, _ended(live.job, seen, driver, now, policy)) if lingers else ()
     starts = live.job.state is JobState.STARTING
     if seen.silent_s <= (policy.start_timeout_s if starts else policy.lost_after_s):
         return ()
     what = "no rank has begun to train" if starts else "nothing was heard of rank 0"
     message = f"The attempt's driver lives, but {what} for {seen.silent_s:.0f} s."
     lost = _again_or_failed(live.job, Reason.HEARTBEAT_LOST, message, now, policy)
-    stop = Stop(live.attempt.number)
     # Killed in between: the next attempt's launch stops the driver too, but after a job's end nobody would.
     return (lost, stop) if lost.next_attempt else (stop, lost)
 
@@ -173,6 +180,11 @@ def _ended(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, poli
         return _again_or_failed(job, Reason.HEARTBEAT_LOST, message, now, policy)
     if seen.failure is not None:
         return _failed(job, seen.failure, now, policy)
+    return _left(job, seen, driver, now, policy)
+
+
+def _left(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
+    """What becomes of a job whose attempt has left neither a result nor a word of why."""
     match driver.phase:
         case Phase.LOST:
             message = driver.message or "Ray does not know the attempt any more."

@@ -1,7 +1,7 @@
 """Leadership: of all processes on one database, one looks after the jobs. It holds a lease, which it renews.
 
-The fence it gets with the lease goes into each of its writes (service.store.leases), so that a leader which slept through
-the lease's end changes nothing any more; what it may still hand to the cluster bears the same id as its successor's.
+The fence it gets with the lease goes into each of its writes (service.store.leases), so that a leader which slept
+through the lease's end changes nothing any more; what it may still hand to the cluster bears its successor's ids.
 """
 
 from __future__ import annotations

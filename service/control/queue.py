@@ -1,9 +1,9 @@
 """Whose turn it is: pure functions of who waits, who runs, what the cluster has and what tenants may take.
 
-Priority first, then age, over all tenants alike; a job that recovers keeps the place its age gives it, once its backoff is
-over. A job that must wait keeps what it waits for from those behind it, so that a stream of small jobs cannot starve a
-large one: room on the cluster, or where its tenant's limit is in the way, its tenant's share. What it does not need, they
-may have.
+Priority first, then age, over all tenants alike; a job that recovers keeps the place its age gives it, once its backoff
+is over. A job that must wait keeps what it waits for from those behind it, so that a stream of small jobs cannot starve
+a large one: room on the cluster, or where its tenant's limit is in the way, its tenant's share. What it does not need,
+they may have.
 """
 
 from __future__ import annotations
@@ -120,9 +120,7 @@ def _may_start(job: WaitingJob, nodes: Sequence[Node], limits: Limits, now: date
     return why_never(job.resources, nodes, limits.of(job.tenant)) is None
 
 
-def refuse(
-    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits
-) -> list[tuple[WaitingJob, Move]]:
+def refuse(waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits) -> list[tuple[WaitingJob, Move]]:
     """Which waiting jobs to fail, because the whole cluster is too small for them, or what their tenant may take.
 
     Not those that recover: a cluster that has just lost a machine may get it back. And none while the cluster knows no

@@ -1,7 +1,7 @@
 """The reconciler: compares what the store wants with what the cluster has, decides, then executes; again and again.
 
-Only the leader's does (see leadership), and each of its writes bears the leader's fence. It may be killed at every line:
-whatever it had begun, the next look, of this process or another, takes up from what the store says.
+Only the leader's does (see leadership), and each of its writes bears the leader's fence. It may be killed at every
+line: whatever it had begun, the next look, of this process or another, takes up from what the store says.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from service.control.decisions import (
     overdue,
     silence_s,
 )
+from service.control.failpoints import Failpoint, failpoint
 from service.control.queue import Limits, plan_queue, refuse
-from service.failpoints import Failpoint, failpoint
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
     AttemptRecord,
@@ -86,7 +86,7 @@ def reconcile_once(now: datetime, watch: Watch, world: World) -> None:
 
 
 class _Cluster:
-    """The launcher during one look: a cluster that did not answer once is not asked again, as that costs its timeout."""
+    """The launcher during one look: a cluster that did not answer is not asked again, as that costs its timeout."""
 
     def __init__(self, launcher: Launcher) -> None:
         self._launcher = launcher
@@ -219,7 +219,7 @@ class _Look:
     def _has_ended(self, job: JobRecord, number: int) -> bool:
         """Whether the driver of the attempt before has ended; it is stopped, so that no two run at a time.
 
-        One that does not end is not waited for longer than a silent attempt is: it is fenced off and can publish nothing.
+        One that does not end is waited for no longer than a silent attempt is: fenced off, it can publish nothing.
         """
         name = submission_id(job.id, number)
         if not lives(self._cluster.ask(lambda launcher: launcher.status(name))):

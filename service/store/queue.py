@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, ColumnElement, RowMapping, and_, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, select
 
 from service.jobs.records import LiveJob, OverdueJob, TenantLimits, WaitingJob, attempt_record, job_record
 from service.jobs.states import ACTIVE_STATES, TERMINAL_STATES, WAITING_STATES, JobState

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.failpoints import Failpoint, failpoint
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.records import (
     AttemptRecord,
     CancelMode,

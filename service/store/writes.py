@@ -15,7 +15,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
-from service.failpoints import Failpoint, failpoint
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.ids import new_id
 from service.jobs.records import (
     AttemptRecord,

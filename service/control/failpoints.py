@@ -1,6 +1,6 @@
 """Places at which a test can have this process killed, as if the power had gone just there.
 
-`HUSH_FAILPOINT=launch_after_submit` kills it when it first passes there, `launch_after_submit:3` at the third time: with
+`HUSH_FAILPOINT=launch_after_submit` kills it when it first passes there, `launch_after_submit:3` at the third time: by
 SIGKILL, so that nothing is tidied up. Without it, passing costs a comparison.
 """
 
