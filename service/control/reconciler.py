@@ -243,7 +243,6 @@ class _Look:
             move.new,
             move.reason,
             move.message,
-            next_attempt=move.next_attempt,
             not_before=move.not_before,
             epochs=finished_epochs(self._world.folders.path(job_id, attempt)) if ends else (),
         )
