@@ -14,15 +14,21 @@ from trainer.replica_process import ReplicaProcess
 from trainer.run_folder import RunFolder
 from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, Progress
 from trainer.supervisor import Supervisor, Unsupervised
+from trainer.timeline import mark
 
 
 class _Watchers:
     """All that watch this rank, as one Supervisor."""
 
     def __init__(
-        self, watcher: Supervisor, replica: ReplicaProcess | None, on_epoch: Callable[[EpochSummary], None] | None
+        self,
+        watcher: Supervisor,
+        replica: ReplicaProcess | None,
+        on_epoch: Callable[[EpochSummary], None] | None,
+        run_dir,
     ) -> None:
         self._watcher, self._replica, self._on_epoch = watcher, replica, on_epoch
+        self._run_dir, self._has_stepped = run_dir, False
 
     @property
     def stop_requested(self) -> bool:
@@ -34,6 +40,9 @@ class _Watchers:
         self._watcher.began(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
+        if progress.phase == "training" and progress.step and not self._has_stepped:
+            self._has_stepped = True
+            mark(self._run_dir, "first_step")
         self._watcher.progress(progress)
 
     def epoch_finished(self, summary: EpochSummary) -> None:
@@ -51,11 +60,11 @@ def run_attempt(
     """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each. `cache`
     is this machine's, for data that lies elsewhere."""
     if not ranks.is_main:
-        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch), cache)
+        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch, context.run_dir), cache)
     with ExitStack() as stack:
         replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
         watcher = stack.enter_context(_watcher(context, replica))
-        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch), cache)
+        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch, context.run_dir), cache)
         if replica is not None:
             replica.finish(result.outcome)
             run = replica.run()

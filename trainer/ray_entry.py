@@ -17,6 +17,7 @@ from data_pipeline.reading.cache import cache_from
 from data_pipeline.storage.atomic_file import write_atomically
 from trainer.errors import TrainingFailedError
 from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, EpochSummary
+from trainer.timeline import mark
 
 FAILURE_FILE = "failure.txt"
 """Why starting again would not help. Ranks that find it end at once, so that Ray's restarts come to an end too."""
@@ -42,6 +43,8 @@ def train_rank(config: dict[str, str]) -> None:
     from trainer.ranks import joined_ranks  # noqa: PLC0415
 
     context = read_context(Path(config["attempt_dir"]))
+    if ray.train.get_context().get_world_rank() == 0:
+        mark(context.run_dir, "rank_started")
     failure = Path(context.run_dir) / FAILURE_FILE
     if failure.exists():
         return
@@ -68,18 +71,24 @@ def run_on_ray(context: AttemptContext, attempt_dir: Path) -> None:
     """Run all ranks to their end; raises what Ray Train raises when it has given up."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    mark(context.run_dir, "driver")
     import ray  # noqa: PLC0415  # reads ENVIRONMENT
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: PLC0415
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415
 
     # This file runs as __main__, whose functions Ray would send by value; the ranks import it by name instead.
     from trainer.ray_entry import train_rank as train_rank_by_name  # noqa: PLC0415
 
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    mark(context.run_dir, "ray_connected")
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # noqa: PLC0415
+
+    from trainer.ray_controller import DriverTrainer, JoinRanks
+
+    mark(context.run_dir, "train_imported")
     resources = context.spec.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": float(resources.gpus_per_worker)}
-    trainer = TorchTrainer(
+    trainer = DriverTrainer(
         train_rank_by_name,
+        backend_config=JoinRanks(),
         train_loop_config={"attempt_dir": str(attempt_dir)},
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
