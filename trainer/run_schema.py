@@ -11,6 +11,8 @@ first links the finished epochs of attempt n into its own folder: the newest att
     examples/epoch_0007.parquet     a row for each tracked example: EXAMPLE_COLUMNS
     evaluation/epoch_0007.json      EvaluationReport
     quarantine.jsonl                one line for each unreadable example
+    logs/rank_0000.log              what a rank wrote on stdout and stderr; logs/driver.log: what the driver did
+    failure.json                    AttemptFailure, where the attempt failed
     model.pt                        state dict of the trained model (IVON: the posterior mean)
     result.json                     AttemptResult, written last: without it the attempt has not succeeded
 
@@ -32,6 +34,8 @@ LABEL_NOISE_DIR = "label_noise"
 EXAMPLES_DIR = "examples"
 EVALUATION_DIR = "evaluation"
 QUARANTINE_FILE = "quarantine.jsonl"
+LOGS_DIR = "logs"
+FAILURE_FILE = "failure.json"
 MODEL_FILE = "model.pt"
 RESULT_FILE = "result.json"
 
@@ -113,9 +117,32 @@ class Heartbeat(Schema):
 
 
 class HeartbeatReply(Schema):
-    """Service -> rank 0: go on, or stop at the next step."""
+    """Service -> rank 0: go on, or end at the next step."""
 
-    action: Literal["continue", "stop"]
+    action: Literal["continue", "stop", "abort"]
+    """`stop`: write a last checkpoint and what a finished run leaves; `abort`: end at once, without."""
+
+
+FailureReason = Literal[
+    "spec_rejected", "data_quarantine_limit", "data_unavailable", "non_finite_loss", "out_of_memory", "worker_lost",
+    "attempt_failed",
+]  # fmt: skip
+"""Why an attempt failed: the spec cannot be trained here; too many unreadable examples; the storage does not answer;
+training diverged; no memory was left; a rank died; anything else."""
+
+
+class AttemptFailure(Schema):
+    """Why an attempt failed, as the rank that failed first tells it, or the driver where a rank died speechless."""
+
+    reason: FailureReason
+    message: str
+    """One line for people."""
+    traceback: str = ""
+    """The last lines of the failing rank's traceback."""
+    rank: NonNegativeInt | None = None
+    """The rank that failed; null where it was the driver."""
+    is_final: bool
+    """Whether another attempt would end the same way."""
 
 
 class JournalEntry(Schema):
