@@ -14,6 +14,7 @@ from service.cluster.launcher import Launcher
 from service.control.reconciler import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
@@ -28,6 +29,7 @@ class Context:
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    logs: Logs
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 
