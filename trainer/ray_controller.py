@@ -8,28 +8,35 @@ sets. In the driver, the controller needs no process, and its placement group go
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import AcceleratorSetupCallback, BackendSetupCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
+from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
 
+from trainer.rank_group import RankGroup
 from trainer.ray_rank import Rank, free_address, import_needed, join_group
 
 
-class _JoinRanks(Backend):  # type: ignore[misc]  # Ray is untyped
+class _JoinRanks(Backend):
     """Makes the process group. Ray's own backend would have driver and controller import torch."""
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group: WorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:  # noqa: ARG002
         """The port is chosen after the imports, as late as can be: until rank 0 listens, others may take it."""
         worker_group.execute(import_needed)
         if len(worker_group) > 1:
@@ -39,7 +46,7 @@ class _JoinRanks(Backend):  # type: ignore[misc]  # Ray is untyped
 
 
 @dataclass
-class JoinRanks(BackendConfig):  # type: ignore[misc]
+class JoinRanks(BackendConfig):
     """The process group is gloo on CPUs and NCCL on GPUs."""
 
     @property
@@ -48,7 +55,7 @@ class JoinRanks(BackendConfig):  # type: ignore[misc]
         return _JoinRanks
 
 
-class _Group(WorkerGroup):  # type: ignore[misc]
+class _Group(WorkerGroup):
     _worker_cls = Rank
 
     def _init_train_context_on_workers(
@@ -71,11 +78,11 @@ class _Group(WorkerGroup):  # type: ignore[misc]
         )
 
 
-class _Controller(TrainController):  # type: ignore[misc]
+class _Controller(TrainController):
     worker_group_cls = _Group
 
 
-class _FixedSize(FixedScalingPolicy):  # type: ignore[misc]
+class _FixedSize(FixedScalingPolicy):
     """Asks for nothing beforehand: a placement group that waits is known to an autoscaler anyway."""
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
@@ -85,17 +92,53 @@ class _FixedSize(FixedScalingPolicy):  # type: ignore[misc]
         """Nothing to renew."""
 
 
-class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]
-    """Runs `train_loop_per_worker` on ranks that form a process group; `fit` steps the controller in this process."""
+class _Retries(DefaultFailurePolicy):
+    """Asks how often to try again when the ranks have failed: a spare does not know it before."""
 
-    def _create_default_callbacks(self) -> list[object]:
+    def __init__(self, max_failures: Callable[[], int]) -> None:
+        super().__init__(FailureConfig())
+        self._max_failures = max_failures
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Whether to start the ranks again."""
+        self.failure_config = FailureConfig(max_failures=self._max_failures())
+        return super().make_decision(training_failed_error)
+
+
+class _Trainer(DataParallelTrainer):
+    """Steps its controller in this process."""
+
+    def __init__(self, train_rank: Callable[[dict[str, str]], None], group: RankGroup) -> None:
+        self._size = ScalingConfig(
+            num_workers=group.num_workers,
+            use_gpu="GPU" in group.resources_per_worker,
+            resources_per_worker=group.resources_per_worker,
+        )
+        logging = LoggingConfig(log_level="WARNING")
+        run = RunConfig(name="ray_train", storage_path=str(group.folder), logging_config=logging)
+        super().__init__(
+            train_rank,
+            train_loop_config=group.config,
+            backend_config=JoinRanks(),
+            scaling_config=self._size,
+            run_config=run,  # type: ignore[arg-type]  # Ray's annotations name the classes of version 1
+        )
+        self._max_failures = group.max_failures
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [
-            AcceleratorSetupCallback(self.backend_config, self.scaling_config),
+            AcceleratorSetupCallback(self.backend_config, self._size),
             BackendSetupCallback(self.backend_config),
         ]
 
-    def _initialize_and_run_controller(self, **parts: object) -> Result:
-        parts["scaling_policy"] = _FixedSize(self.scaling_config)
+    def _initialize_and_run_controller(self, **parts: Any) -> Result:  # Ray's signature
+        parts["scaling_policy"] = _FixedSize(self._size)
+        parts["failure_policy"] = _Retries(self._max_failures)
         controller = _Controller(**parts)
-        asyncio.run(controller.run())
+        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
         return controller.get_result()
+
+
+def run_ranks(train_rank: Callable[[dict[str, str]], None], group: RankGroup) -> None:
+    """Run `train_rank` on all ranks to their end; raises what Ray Train raises when it has given up."""
+    _Trainer(train_rank, group).fit()

@@ -11,6 +11,8 @@ first links the finished epochs of attempt n into its own folder: the newest att
     examples/epoch_0007.parquet     a row for each tracked example: EXAMPLE_COLUMNS
     evaluation/epoch_0007.json      EvaluationReport
     quarantine.jsonl                one line for each unreadable example
+    logs/rank_0000.log              what a rank wrote on stdout and stderr; logs/driver.log: what the driver did
+    failure.json                    AttemptFailure, where the attempt failed
     model.pt                        state dict of the trained model (IVON: the posterior mean)
     result.json                     AttemptResult, written last: without it the attempt has not succeeded
 
@@ -32,8 +34,14 @@ LABEL_NOISE_DIR = "label_noise"
 EXAMPLES_DIR = "examples"
 EVALUATION_DIR = "evaluation"
 QUARANTINE_FILE = "quarantine.jsonl"
+LOGS_DIR = "logs"
+FAILURE_FILE = "failure.json"
 MODEL_FILE = "model.pt"
 RESULT_FILE = "result.json"
+TIMELINE_FILE = "timeline.jsonl"
+"""When a start reached which moment, see trainer.timeline."""
+HANDOVER_FILE = "handover.json"
+"""In the folder of a spare, see trainer.handover."""
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -70,6 +78,13 @@ class AttemptContext(Schema):
     """MLflow tracking server; unset: nothing is replicated."""
     mlflow_run_id: str | None = None
     """MLflow run of an earlier attempt, to be continued."""
+
+
+class Handover(Schema):
+    """Service -> a spare driver that waits: the attempt it is to run."""
+
+    attempt_dir: str | None
+    """Folder with the attempt's attempt.json; null: end, there will be none."""
 
 
 # ------------------------------------------------------------------------------------------------------------ running
@@ -113,9 +128,32 @@ class Heartbeat(Schema):
 
 
 class HeartbeatReply(Schema):
-    """Service -> rank 0: go on, or stop at the next step."""
+    """Service -> rank 0: go on, or end at the next step."""
 
-    action: Literal["continue", "stop"]
+    action: Literal["continue", "stop", "abort"]
+    """`stop`: write a last checkpoint and what a finished run leaves; `abort`: end at once, without."""
+
+
+FailureReason = Literal[
+    "spec_rejected", "data_quarantine_limit", "data_unavailable", "non_finite_loss", "out_of_memory", "worker_lost",
+    "attempt_failed",
+]  # fmt: skip
+"""Why an attempt failed: the spec cannot be trained here; too many unreadable examples; the storage does not answer;
+training diverged; no memory was left; a rank died; anything else."""
+
+
+class AttemptFailure(Schema):
+    """Why an attempt failed, as the rank that failed first tells it, or the driver where a rank died speechless."""
+
+    reason: FailureReason
+    message: str
+    """One line for people."""
+    traceback: str = ""
+    """The last lines of the failing rank's traceback."""
+    rank: NonNegativeInt | None = None
+    """The rank that failed; null where it was the driver."""
+    is_final: bool
+    """Whether another attempt would end the same way."""
 
 
 class JournalEntry(Schema):

@@ -115,6 +115,15 @@ class FaultToleranceSpec(Spec):
     """Checkpoint inside an epoch every n steps; unset: at the end of each epoch only."""
 
 
+class SchedulingSpec(Spec):
+    """When the job gets its turn."""
+
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Waiting jobs of higher priority start first; equal ones in the order they came."""
+    deadline_s: float | None = Field(default=None, gt=0, le=366 * 86_400)
+    """Seconds from its submission after which a job that has not ended is stopped, and FAILED; unset: none."""
+
+
 class JobSpec(Spec):
     """A training job: data, model, method, target, schedule, and what to record."""
 
@@ -130,6 +139,7 @@ class JobSpec(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     resources: ResourcesSpec = ResourcesSpec()
     fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
+    scheduling: SchedulingSpec = SchedulingSpec()
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: autocast of forward and backward; weights and optimizer stay float32."""
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -15,13 +15,14 @@ from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.errors import install
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, results
+from service.api.routes import events, health, internal, jobs, logs, results
 from service.api.views import API
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
 from service.control.reconciler import Reconciler, World
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.database import migrate, open_engine
@@ -62,7 +63,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API)
-    for module in (jobs, events, results, internal):
+    for module in (jobs, events, logs, results, internal):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(health.router)
@@ -82,7 +83,7 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    return Context(settings, store, launcher, reconciler, Results(folders), closing)
+    return Context(settings, store, launcher, reconciler, Results(folders), Logs(folders), closing)
 
 
 def _close(context: Context) -> None:

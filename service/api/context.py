@@ -12,8 +12,9 @@ from fastapi import Depends, Path, Request
 from service.api.errors import ProblemError
 from service.cluster.launcher import Launcher
 from service.control.reconciler import Reconciler
-from service.jobs.ids import is_job_id
+from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
@@ -28,6 +29,7 @@ class Context:
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    logs: Logs
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 
@@ -43,7 +45,7 @@ InContext = Annotated[Context, Depends(_context)]
 
 def _known_job(job_id: Annotated[str, Path(description="Id of the job.")], context: InContext) -> JobRecord:
     """The job of the path; what cannot be an id never reaches the database."""
-    job = context.store.get(job_id) if is_job_id(job_id) else None
+    job = context.store.get(job_id) if is_id(job_id) else None
     if job is None:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"There is no job {job_id[:40]!r}.")
     return job

@@ -304,9 +304,9 @@ def _client(url: str | None, home: Path | None) -> HushClient:
 
 def _job_id(client: HushClient, job: str) -> str:
     """The id itself, or that of the newest job of this name."""
-    from service.jobs.ids import is_job_id
+    from service.jobs.ids import is_id
 
-    if is_job_id(job):
+    if is_id(job):
         return job
     newest = next(client.jobs(name=job, page=1), None)
     if newest is None:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from service.jobs.records import AttemptRecord, JobRecord
-from service.store.store import Store, hash_token
+from service.store.store import Store
+from service.store.writes import hash_token
 from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult
 
 

@@ -94,7 +94,7 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
 
 def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
     driver = seen.driver
-    stopped = Move(JobState.CANCELLED, Reason.STOPPED)
+    stopped = _stopped(live.job)
     if driver is None:
         return (stopped,) if _silent_s(live, now) > policy.lost_after_s else ()
     if driver.phase not in {Phase.PENDING, Phase.RUNNING}:
@@ -103,6 +103,12 @@ def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy)
     waited_s = (now - live.job.state_since).total_seconds()
     listens = live.attempt.heartbeat_at is not None  # else nobody hears our "stop"
     return () if listens and waited_s <= policy.cancel_grace_s else (Stop(),)
+
+
+def _stopped(job: JobRecord) -> Move:
+    """What a job becomes that was asked to stop: why it was asked says so."""
+    state = JobState.FAILED if job.reason is Reason.DEADLINE else JobState.CANCELLED
+    return Move(state, job.reason, job.message)
 
 
 def _ended(job: JobRecord, seen: Seen, driver: DriverStatus) -> Move:
@@ -126,8 +132,8 @@ def _lost(job: JobRecord, message: str) -> Move:
     max_failures = job.spec.fault_tolerance.max_failures
     if job.num_failures >= max_failures:
         message = f"{message} It was restarted {job.num_failures} times, and max_failures is {max_failures}."
-        return Move(JobState.FAILED, Reason.ATTEMPT_LOST, message)
-    return Move(JobState.RECOVERING, Reason.ATTEMPT_LOST, message, next_attempt=True)
+        return Move(JobState.FAILED, Reason.HEAD_LOST, message)
+    return Move(JobState.RECOVERING, Reason.HEAD_LOST, message, next_attempt=True)
 
 
 def _silent_s(live: LiveJob, now: datetime) -> float:

@@ -12,12 +12,16 @@ from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
 
+CancelMode = Literal["graceful", "now"]
+"""`graceful`: after a last checkpoint; `now`: at once, without."""
+
 
 @dataclass(frozen=True)
 class JobRecord:
     """A job as it is stored."""
 
     id: str
+    tenant: str
     spec: JobSpec
     state: JobState
     state_since: datetime
@@ -34,6 +38,16 @@ class JobRecord:
     updated_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    not_before: datetime | None = None
+    """While it recovers: the next attempt starts no earlier."""
+    deadline_at: datetime | None = None
+    cancel_mode: CancelMode | None = None
+    """How it was asked to stop; None if it was not."""
+    study_id: str | None = None
+    study_index: int | None = None
+    """Its place in the study's grid, from 0."""
+    retry_of: str | None = None
+    """The failed job whose checkpoints it goes on from."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,10 @@ class AttemptRecord:
     """When the cluster had accepted it."""
     heartbeat_at: datetime | None
     """Its last heartbeat."""
+    ended_at: datetime | None = None
+    reason: Reason | None = None
+    """Why it ended."""
+    message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +104,37 @@ class Transition:
     message: str | None = None
     next_attempt: bool = False
     """The current attempt is lost: count a failure and make the next one current, which fences the old one off."""
+    not_before: datetime | None = None
+    """With next_attempt: when that may start at the earliest."""
+    cancel_mode: CancelMode | None = None
+    """Of a stop: how."""
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A lease as its holder knows it. A write that bears it is refused once another holds the lease."""
+
+    name: str
+    token: int
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job as it is handed in."""
+
+    tenant: str
+    spec: JobSpec
+    study_id: str | None = None
+    study_index: int | None = None
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True)
 class JobFilter:
     """Which jobs to list; None takes all."""
 
+    tenant: str | None = None
+    study_id: str | None = None
     state: JobState | None = None
     name: str | None = None
     method: str | None = None
@@ -101,14 +144,22 @@ class StaleTransitionError(Exception):
     """The job was no longer as the asker saw it; nothing was changed."""
 
 
+class LeaseLostError(Exception):
+    """Another process holds the lease by now; nothing was changed."""
+
+
 class IdempotencyConflictError(Exception):
-    """The idempotency key was used before, for another job."""
+    """The idempotency key was used before, for something else: its id is the argument."""
 
 
 def job_record(row: RowMapping) -> JobRecord:
     """A row of `jobs`; its name and method stand in the spec."""
     return JobRecord(
         id=row["id"],
+        tenant=row["tenant"],
+        study_id=row["study_id"],
+        study_index=row["study_index"],
+        retry_of=row["retry_of"],
         spec=JobSpec.model_validate(row["spec"]),
         state=JobState(row["state"]),
         state_since=row["state_since"],
@@ -116,6 +167,9 @@ def job_record(row: RowMapping) -> JobRecord:
         message=row["message"],
         attempt=row["attempt"],
         num_failures=row["num_failures"],
+        not_before=row["not_before"],
+        deadline_at=row["deadline_at"],
+        cancel_mode=row["cancel_mode"],
         progress=None if row["progress"] is None else Progress.model_validate(row["progress"]),
         mlflow_run_id=row["mlflow_run_id"],
         mlflow_experiment_id=row["mlflow_experiment_id"],
@@ -135,6 +189,9 @@ def attempt_record(row: RowMapping) -> AttemptRecord:
         created_at=row["created_at"],
         submitted_at=row["submitted_at"],
         heartbeat_at=row["heartbeat_at"],
+        ended_at=row["ended_at"],
+        reason=None if row["reason"] is None else Reason(row["reason"]),
+        message=row["message"],
     )
 
 

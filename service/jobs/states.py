@@ -18,7 +18,7 @@ class JobState(StrEnum):
     RECOVERING = "RECOVERING"
     """The attempt was lost (worker, driver or head died); a new one starts from the last checkpoint."""
     CANCELLING = "CANCELLING"
-    """A stop was asked for; the attempt is being wound down."""
+    """A stop was asked for; the attempt is being wound down. The reason says what the job becomes then."""
     SUCCEEDED = "SUCCEEDED"
     """The attempt's result manifest is there and its checksums hold."""
     FAILED = "FAILED"
@@ -31,6 +31,9 @@ TERMINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobStat
 """States that never change again."""
 
 LIVE_STATES: Final = frozenset(JobState) - TERMINAL_STATES
+
+WAITING_STATES: Final = frozenset({JobState.QUEUED, JobState.RECOVERING})
+"""States in which a job waits for its turn."""
 
 TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED, JobState.FAILED}),
@@ -46,29 +49,52 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),
 }
-"""From each state, the states it may become."""
+"""From each state, the states it may become. (A queued job has nothing to wind down: it is CANCELLED at once.)"""
 
 
 class Reason(StrEnum):
     """Why a job changed state."""
 
     SUBMITTED = "submitted"
+    RETRIED = "retried"
+    """Submitted by `retry` of a job that had failed; trains on from that job's last checkpoint."""
     ATTEMPT_SUBMITTED = "attempt_submitted"
+    NEW_ATTEMPT = "new_attempt"
     FIRST_HEARTBEAT = "first_heartbeat"
     RESULT_COMPLETE = "result_complete"
     USER_CANCELLED = "user_cancelled"
-    STOPPED = "stopped"
-    ATTEMPT_FAILED = "attempt_failed"
-    """The driver ended with an error; the message holds the last lines of what it said."""
-    ATTEMPT_LOST = "attempt_lost"
-    """Ray no longer knows the attempt: its head or driver died."""
-    RESULT_MISSING = "result_missing"
-    """Ray says it succeeded, but the result manifest is missing or its checksums do not hold."""
+    STUDY_CANCELLED = "study_cancelled"
+    EARLY_STOPPED = "early_stopped"
+    """Its study's early stopping ended it: others of the study do better."""
+    DEADLINE = "deadline"
+    """It had not ended within `scheduling.deadline_s`."""
     NEVER_FITS = "never_fits"
-    """The job asks for more than the whole cluster has."""
+    """The job asks for more than the whole cluster has, or than its tenant may have."""
     SUBMIT_FAILED = "submit_failed"
     """Ray did not accept the attempt."""
-    NEW_ATTEMPT = "new_attempt"
+    SPEC_REJECTED = "spec_rejected"
+    """The trainer could not train this spec."""
+    DATA_QUARANTINE_LIMIT = "data_quarantine_limit"
+    """More examples were unreadable than the job tolerates."""
+    DATA_UNAVAILABLE = "data_unavailable"
+    """The storage of the data did not answer."""
+    NON_FINITE_LOSS = "non_finite_loss"
+    """Training diverged: loss or weights were no longer finite."""
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    """A rank died."""
+    DRIVER_LOST = "driver_lost"
+    """The driver was killed."""
+    HEAD_LOST = "head_lost"
+    """Ray no longer knows the attempt: its head was restarted, or does not answer."""
+    HEARTBEAT_LOST = "heartbeat_lost"
+    """The attempt's driver lives, but rank 0 has been silent for too long."""
+    STOPPED_OUTSIDE = "stopped_outside"
+    """Somebody else than Hush stopped the driver."""
+    ATTEMPT_FAILED = "attempt_failed"
+    """An error of another kind; the message holds the last lines of what it said."""
+    RESULT_MISSING = "result_missing"
+    """Ray says it succeeded, but the result manifest is missing or its checksums do not hold."""
 
 
 def may_become(state: JobState, new: JobState) -> bool:

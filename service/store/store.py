@@ -1,41 +1,49 @@
-"""The store: jobs, attempts and events in SQL. The database is the truth; Ray is the muscle.
-
-Every change of state goes through `_move`: one compare-and-set on (state, attempt) that matches exactly one row, with
-one event in the same transaction. Every transaction that adds an event first updates the job's row, whose lock makes
-the ids of one job's events rise in the order they become visible, on PostgreSQL too.
-"""
+"""The store: jobs, attempts and events in SQL. The database is the truth; Ray is the muscle."""
 
 from __future__ import annotations
 
 import hmac
-import math
-import secrets
-from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
+from typing import Literal
 
-from sqlalchemy import Connection, Engine, and_, func, insert, select, update
+from sqlalchemy import Engine, and_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from service.jobs.ids import new_job_id
 from service.jobs.records import (
     AttemptRecord,
+    CancelMode,
     EventRecord,
-    IdempotencyConflictError,
+    Fence,
     JobFilter,
     JobRecord,
     LiveJob,
     StaleTransitionError,
+    Submission,
     Transition,
     attempt_record,
     event_record,
     job_record,
 )
-from service.jobs.states import LIVE_STATES, TERMINAL_STATES, JobState, Reason, may_become
+from service.jobs.states import LIVE_STATES, TERMINAL_STATES, JobState, Reason
 from service.store.database import writing
-from service.store.tables import attempts, idempotency_keys, job_events, jobs
-from trainer.run_schema import EpochSummary, Heartbeat, HeartbeatReply, Progress
-from trainer.spec import JobSpec
+from service.store.tables import attempts, job_events, jobs
+from service.store.writes import (
+    find_attempt,
+    find_job,
+    find_key,
+    get_job,
+    hash_token,
+    hold,
+    insert_job,
+    insert_key,
+    lock_job,
+    move,
+    store_epochs,
+    store_progress,
+    update_attempt,
+)
+from trainer.run_schema import Heartbeat, HeartbeatReply
 
 
 class UnknownAttemptError(Exception):
@@ -50,18 +58,13 @@ class FencedOffError(Exception):
     """The attempt is not the current one any more, or its job has ended: it must stop."""
 
 
-def hash_token(token: str) -> str:
-    """What is kept of a bearer token; plain SHA-256 suffices, since tokens hold 256 random bits."""
-    return sha256(token.encode()).hexdigest()
-
-
-def spec_digest(spec: JobSpec) -> str:
-    """SHA-256 of a spec, the same for the same job however its JSON was written."""
-    return sha256(spec.model_dump_json().encode()).hexdigest()
+def submission_digest(submission: Submission) -> str:
+    """SHA-256 of what is asked for, the same for the same job however its JSON was written."""
+    return sha256(f"{submission.retry_of or ''}\n{submission.spec.model_dump_json()}".encode()).hexdigest()
 
 
 class Store:
-    """Jobs, attempts, events and idempotency keys."""
+    """Jobs, attempts and events."""
 
     def __init__(self, engine: Engine) -> None:
         """`engine` comes from `database.open_engine`, its schema from `database.migrate`."""
@@ -79,38 +82,39 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------ jobs
 
-    def find_submitted(self, key: str, spec: JobSpec) -> JobRecord | None:
+    def find_submitted(self, key: str, submission: Submission) -> JobRecord | None:
         """The job that was submitted under an idempotency key; IdempotencyConflictError if it was another job."""
         with self._engine.begin() as connection:
-            return _submitted_under(connection, key, spec)
+            job_id = find_key(connection, submission.tenant, key, submission_digest(submission))
+            return None if job_id is None else get_job(connection, job_id)
 
-    def submit(self, spec: JobSpec, now: datetime, idempotency_key: str | None = None) -> tuple[JobRecord, bool]:
+    def submit(self, submission: Submission, now: datetime, key: str | None = None) -> tuple[JobRecord, bool]:
         """Store a new job with its first attempt, once for each idempotency key; says whether it is new."""
+        tenant, digest = submission.tenant, submission_digest(submission)
         try:
             with self._writing.begin() as connection:
-                if idempotency_key and (known := _submitted_under(connection, idempotency_key, spec)):
-                    return known, False
-                job_id = new_job_id(now, secrets.randbits(80))
-                _insert_job(connection, job_id, spec, now)
-                if idempotency_key:
-                    key = {"key": idempotency_key, "body_hash": spec_digest(spec), "job_id": job_id, "created_at": now}
-                    connection.execute(insert(idempotency_keys).values(key))
-                return _get_job(connection, job_id), True
+                if key is not None and (known := find_key(connection, tenant, key, digest)):
+                    return get_job(connection, known), False
+                job_id = insert_job(connection, submission, now)
+                if key is not None:
+                    insert_key(connection, tenant, key, digest, subject_id=job_id, now=now)
+                return get_job(connection, job_id), True
         except IntegrityError:
             # PostgreSQL only: another request stored the same key between our look and our insert.
-            if idempotency_key and (known := self.find_submitted(idempotency_key, spec)):
-                return known, False
+            if key is not None and (known_job := self.find_submitted(key, submission)):
+                return known_job, False
             raise
 
     def get(self, job_id: str) -> JobRecord | None:
         """A job, or None."""
         with self._engine.begin() as connection:
-            return _find_job(connection, job_id)
+            return find_job(connection, job_id)
 
     def page(self, wanted: JobFilter, limit: int, before_id: str | None = None) -> list[JobRecord]:
         """The newest jobs that match, at most `limit`, older than `before_id`."""
         query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
-        for column, value in (("state", wanted.state), ("name", wanted.name), ("method", wanted.method)):
+        for column in ("tenant", "study_id", "state", "name", "method"):
+            value = getattr(wanted, column)
             if value is not None:
                 query = query.where(jobs.c[column] == value)
         if before_id is not None:
@@ -129,54 +133,79 @@ class Store:
         # Under PostgreSQL's READ COMMITTED a job may be stored between the two queries: it is seen next time.
         return [LiveJob(job, by_job[job.id]) for job in found if job.id in by_job]
 
-    def transition(self, change: Transition, now: datetime) -> JobRecord:
-        """Make one change of state, with its event; StaleTransitionError if the job is not as the asker saw it."""
-        with self._writing.begin() as connection:
-            _move(connection, change, now)
-            return _get_job(connection, change.job_id)
+    def transition(self, change: Transition, now: datetime, fence: Fence | None = None) -> JobRecord:
+        """Make one change of state, with its event.
 
-    def request_cancel(self, job_id: str, now: datetime) -> JobRecord | None:
-        """Cancel a job that waits, ask a job that runs to stop, leave one that has ended as it is; None if unknown."""
+        StaleTransitionError if the job is not as the asker saw it; LeaseLostError if the asker has lost its lease.
+        """
+        with self._writing.begin() as connection:
+            hold(connection, fence)
+            move(connection, change, now)
+            return get_job(connection, change.job_id)
+
+    def request_cancel(
+        self, job_id: str, now: datetime, mode: CancelMode = "graceful", reason: Reason = Reason.USER_CANCELLED
+    ) -> JobRecord | None:
+        """Cancel a job that waits, ask a job that runs to stop, leave one that has ended as it is; None if unknown.
+
+        Asked again with `now`, a job that winds down is hurried.
+        """
         while True:
             job = self.get(job_id)
-            if job is None or job.state in TERMINAL_STATES or job.state is JobState.CANCELLING:
+            if job is None or job.state in TERMINAL_STATES:
                 return job
+            if job.state is JobState.CANCELLING:
+                return self._hurry(job, now) if mode == "now" and job.cancel_mode != "now" else job
             new = JobState.CANCELLED if job.state is JobState.QUEUED else JobState.CANCELLING
             try:
-                return self.transition(Transition(job.id, job.attempt, job.state, new, Reason.USER_CANCELLED), now)
+                return self.transition(Transition(job.id, job.attempt, job.state, new, reason, cancel_mode=mode), now)
             except StaleTransitionError:
                 continue  # it moved while we looked: look again
 
+    def _hurry(self, job: JobRecord, now: datetime) -> JobRecord:
+        this = (jobs.c.id == job.id, jobs.c.state == JobState.CANCELLING)
+        with self._writing.begin() as connection:
+            connection.execute(update(jobs).where(*this).values(cancel_mode="now", updated_at=now))
+            return get_job(connection, job.id)
+
     # -------------------------------------------------------------------------------------------------- attempts
 
-    def set_token(self, job_id: str, number: int, token_hash: str) -> None:
+    def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """All attempts of a job, the first one first."""
+        query = select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number)
+        with self._engine.begin() as connection:
+            return [attempt_record(row) for row in connection.execute(query).mappings()]
+
+    def set_token(self, job_id: str, number: int, token_hash: str, fence: Fence | None = None) -> None:
         """Keep the hash of an attempt's token, before anybody is told the token."""
         with self._writing.begin() as connection:
-            _update_attempt(connection, job_id, number, token_hash=token_hash)
+            hold(connection, fence)
+            update_attempt(connection, job_id, number, {"token_hash": token_hash})
 
-    def mark_submitted(self, job_id: str, number: int, now: datetime) -> None:
+    def mark_submitted(self, job_id: str, number: int, now: datetime, fence: Fence | None = None) -> None:
         """The cluster has accepted an attempt."""
         with self._writing.begin() as connection:
-            _update_attempt(connection, job_id, number, submitted_at=now)
+            hold(connection, fence)
+            update_attempt(connection, job_id, number, {"submitted_at": now})
 
     def heartbeat(self, job_id: str, number: int, token: str, beat: Heartbeat, now: datetime) -> HeartbeatReply:
         """Take in what rank 0 says; raises UnknownAttemptError, WrongTokenError or FencedOffError."""
         with self._writing.begin() as connection:
-            attempt = _find_attempt(connection, job_id, number)
+            attempt = find_attempt(connection, job_id, number)
             if attempt is None:
                 raise UnknownAttemptError
             if attempt.token_hash is None or not hmac.compare_digest(hash_token(token), attempt.token_hash):
                 raise WrongTokenError
-            job = _get_job(connection, job_id)
+            job = lock_job(connection, job_id)
             if job.attempt != number or job.state in TERMINAL_STATES:
                 raise FencedOffError
             if job.state in {JobState.STARTING, JobState.RECOVERING}:
-                _move(connection, Transition(job.id, number, job.state, JobState.RUNNING, Reason.FIRST_HEARTBEAT), now)
-                job = _get_job(connection, job_id)
-            _update_attempt(connection, job_id, number, heartbeat_at=now)
-            _store_progress(connection, job, beat, now)
-            _store_epochs(connection, job, beat.finished_epochs, now)
-            return HeartbeatReply(action="stop" if job.state is JobState.CANCELLING else "continue")
+                move(connection, Transition(job.id, number, job.state, JobState.RUNNING, Reason.FIRST_HEARTBEAT), now)
+                job = get_job(connection, job_id)
+            update_attempt(connection, job_id, number, {"heartbeat_at": now})
+            store_progress(connection, job, beat, now)
+            store_epochs(connection, job, beat.finished_epochs, now)
+            return HeartbeatReply(action=_reply(job))
 
     # ---------------------------------------------------------------------------------------------------- events
 
@@ -187,127 +216,11 @@ class Store:
         with self._engine.begin() as connection:
             # Events first: under READ COMMITTED the job may then be newer than its events, never older.
             events = [event_record(row) for row in connection.execute(query).mappings()]
-            job = _find_job(connection, job_id)
+            job = find_job(connection, job_id)
             return None if job is None else (job, events)
 
 
-class IllegalTransitionError(Exception):
-    """service.jobs.states.TRANSITIONS does not allow this change."""
-
-
-def _move(connection: Connection, change: Transition, now: datetime) -> None:
-    """The only place where a state changes."""
-    if not may_become(change.state, change.new):
-        raise IllegalTransitionError(f"{change.state} may not become {change.new}")
-    values: dict[str, object] = {
-        "state": change.new,
-        "state_since": now,
-        "reason": change.reason,
-        "message": change.message,
-        "updated_at": now,
-    }
-    if change.new in TERMINAL_STATES:
-        values["ended_at"] = now
-    if change.new is JobState.RUNNING:
-        values["started_at"] = func.coalesce(jobs.c.started_at, now)
-    if change.next_attempt:
-        values |= {"attempt": change.attempt + 1, "num_failures": jobs.c.num_failures + 1}
-    seen = (jobs.c.id == change.job_id, jobs.c.state == change.state, jobs.c.attempt == change.attempt)
-    if connection.execute(update(jobs).where(*seen).values(values)).rowcount != 1:
-        raise StaleTransitionError(f"job {change.job_id} is not {change.state} in attempt {change.attempt} any more")
-    if change.next_attempt:
-        _insert_attempt(connection, change.job_id, change.attempt + 1, now)
-    event: dict[str, object] = {
-        "kind": "state",
-        "state": change.new,
-        "reason": change.reason,
-        "message": change.message,
-    }
-    _insert_event(connection, change.job_id, change.attempt, now, event)
-
-
-def _insert_job(connection: Connection, job_id: str, spec: JobSpec, now: datetime) -> None:
-    values = {
-        "id": job_id,
-        "name": spec.name,
-        "method": spec.method.kind,
-        "spec": spec.model_dump(mode="json"),
-        "state": JobState.QUEUED,
-        "state_since": now,
-        "reason": Reason.SUBMITTED,
-        "attempt": 1,
-        "num_failures": 0,
-        "created_at": now,
-        "updated_at": now,
-    }
-    connection.execute(insert(jobs).values(values))
-    _insert_attempt(connection, job_id, 1, now)
-    _insert_event(connection, job_id, 1, now, {"kind": "state", "state": JobState.QUEUED, "reason": Reason.SUBMITTED})
-
-
-def _insert_attempt(connection: Connection, job_id: str, number: int, now: datetime) -> None:
-    connection.execute(insert(attempts).values(job_id=job_id, number=number, created_at=now))
-
-
-def _insert_event(connection: Connection, job_id: str, attempt: int, now: datetime, event: dict[str, object]) -> None:
-    connection.execute(insert(job_events).values({"job_id": job_id, "attempt": attempt, "time": now, **event}))
-
-
-def _update_attempt(connection: Connection, job_id: str, number: int, **values: object) -> None:
-    this = (attempts.c.job_id == job_id, attempts.c.number == number)
-    found = connection.execute(update(attempts).where(*this).values(values)).rowcount
-    assert found == 1, f"attempt {number} of job {job_id} matched {found} rows"
-
-
-def _store_progress(connection: Connection, job: JobRecord, beat: Heartbeat, now: datetime) -> None:
-    values: dict[str, object] = {"progress": _finite(beat.progress).model_dump(mode="json"), "updated_at": now}
-    if beat.mlflow_run_id is not None:
-        values |= {"mlflow_run_id": beat.mlflow_run_id, "mlflow_experiment_id": beat.mlflow_experiment_id}
-    connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
-
-
-def _store_epochs(connection: Connection, job: JobRecord, epochs: Sequence[EpochSummary], now: datetime) -> None:
-    """One event for each epoch that was not told yet: a heartbeat may be sent twice, and an epoch trained twice."""
-    if not epochs:
-        return
-    query = select(job_events.c.epoch).where(job_events.c.job_id == job.id, job_events.c.epoch.is_not(None))
-    known = set(connection.execute(query).scalars())
-    for summary in epochs:
-        if summary.epoch in known:
-            continue
-        known.add(summary.epoch)
-        metrics = {name: value for name, value in summary.metrics.items() if math.isfinite(value)}
-        event: dict[str, object] = {"kind": "epoch", "state": job.state, "epoch": summary.epoch, "metrics": metrics}
-        _insert_event(connection, job.id, job.attempt, now, event)
-
-
-def _finite(progress: Progress) -> Progress:
-    """Without NaN and infinity, which JSON does not have."""
-    values = {name: getattr(progress, name) for name in ("images_per_s", "eta_s", "loss")}
-    return progress.model_copy(update={n: None for n, v in values.items() if v is not None and not math.isfinite(v)})
-
-
-def _submitted_under(connection: Connection, key: str, spec: JobSpec) -> JobRecord | None:
-    row = connection.execute(select(idempotency_keys).where(idempotency_keys.c.key == key)).mappings().first()
-    if row is None:
-        return None
-    if row["body_hash"] != spec_digest(spec):
-        raise IdempotencyConflictError(row["job_id"])
-    return _get_job(connection, row["job_id"])
-
-
-def _find_job(connection: Connection, job_id: str) -> JobRecord | None:
-    row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
-    return None if row is None else job_record(row)
-
-
-def _get_job(connection: Connection, job_id: str) -> JobRecord:
-    job = _find_job(connection, job_id)
-    assert job is not None, f"job {job_id} is not there"
-    return job
-
-
-def _find_attempt(connection: Connection, job_id: str, number: int) -> AttemptRecord | None:
-    query = select(attempts).where(attempts.c.job_id == job_id, attempts.c.number == number)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else attempt_record(row)
+def _reply(job: JobRecord) -> Literal["continue", "stop", "abort"]:
+    if job.state is not JobState.CANCELLING:
+        return "continue"
+    return "abort" if job.cancel_mode == "now" else "stop"

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     DateTime,
     ForeignKey,
@@ -46,19 +47,47 @@ metadata = MetaData(
     }
 )
 
+ID = String(26)
+"""An id of service.jobs.ids, which sorts by creation."""
+
+TENANT = String(64)
+
+RISING = BigInteger().with_variant(Integer, "sqlite")
+"""A key that the database counts up. SQLite does so for INTEGER only."""
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", TENANT, nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("spec", JSON(none_as_null=True), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("cancelled_at", UtcDateTime),
+    Index(None, "tenant", "id"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", String(26), primary_key=True),  # sorts by creation
+    Column("id", ID, primary_key=True),
+    Column("tenant", TENANT, nullable=False, server_default="default"),
     Column("name", String(200), nullable=False),
     Column("method", String(32), nullable=False),
+    Column("priority", Integer, nullable=False, server_default="0"),
     Column("spec", JSON(none_as_null=True), nullable=False),
+    Column("study_id", ForeignKey("studies.id")),
+    Column("study_index", Integer),  # its place in the study's grid, from 0
+    Column("retry_of", ForeignKey("jobs.id")),  # the failed job whose checkpoints it goes on from
     Column("state", String(16), nullable=False),
     Column("state_since", UtcDateTime, nullable=False),
     Column("reason", String(32), nullable=False),
     Column("message", Text),
     Column("attempt", Integer, nullable=False),  # the current one; only it may publish
     Column("num_failures", Integer, nullable=False),
+    Column("not_before", UtcDateTime),  # a job that recovers is not started again earlier
+    Column("deadline_at", UtcDateTime),
+    Column("cancel_mode", String(8)),  # null until a stop is asked for
     Column("progress", JSON(none_as_null=True)),
     Column("mlflow_run_id", String(64)),
     Column("mlflow_experiment_id", String(64)),
@@ -66,9 +95,12 @@ jobs = Table(
     Column("updated_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
-    Index(None, "state", "id"),
-    Index(None, "name", "id"),
-    Index(None, "method", "id"),
+    Index(None, "tenant", "id"),
+    Index(None, "tenant", "state", "id"),
+    Index(None, "tenant", "name", "id"),
+    Index(None, "tenant", "method", "id"),
+    Index(None, "state", "priority", "id"),
+    Index(None, "study_id", "study_index"),
 )
 
 attempts = Table(
@@ -80,12 +112,15 @@ attempts = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("submitted_at", UtcDateTime),  # the cluster has accepted it
     Column("heartbeat_at", UtcDateTime),  # the last one
+    Column("ended_at", UtcDateTime),
+    Column("reason", String(32)),  # why it ended
+    Column("message", Text),
 )
 
 job_events = Table(
     "job_events",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", RISING, primary_key=True),
     Column("job_id", ForeignKey("jobs.id"), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("time", UtcDateTime, nullable=False),
@@ -103,8 +138,80 @@ job_events = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
+    Column("tenant", TENANT, primary_key=True),
     Column("key", String(255), primary_key=True),
-    Column("body_hash", String(64), nullable=False),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("body_hash", String(64), nullable=False),  # SHA-256 of what was asked for, and of where
+    Column("subject_id", ID, nullable=False),  # the job or study that was made
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("token", RISING, nullable=False, autoincrement=False),  # one more with each holder: the fence
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", TENANT, primary_key=True),
+    Column("max_running_jobs", Integer),  # null: as the settings say
+    Column("max_workers", Integer),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", TENANT, nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),  # SHA-256 of the bearer token
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Index(None, "tenant", "id"),
+)
+
+data_sets = Table(
+    "data_sets",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", TENANT, nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("summary", JSON(none_as_null=True), nullable=False),  # what the manifest says
+    Column("check", JSON(none_as_null=True)),  # what the last check found; null before the first
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("tenant", "name"),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", ID, primary_key=True),
+    Column("tenant", TENANT, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("secret", String(128), nullable=False),  # signs each delivery, so it is kept as it is
+    Column("states", JSON, nullable=False),  # changes to these are told
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "tenant", "id"),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", RISING, primary_key=True),
+    Column("webhook_id", ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("event_id", ForeignKey("job_events.id"), nullable=False),
+    Column("num_tries", Integer, nullable=False, server_default="0"),
+    Column("next_try_at", UtcDateTime),  # null once it is delivered or given up
+    Column("delivered_at", UtcDateTime),
+    Column("last_error", Text),
+    UniqueConstraint("webhook_id", "event_id"),
+    Index(None, "next_try_at"),
+    sqlite_autoincrement=True,
 )

@@ -1,8 +1,8 @@
 """torch's SGD and AdamW, without the seconds that their first step costs.
 
-The wrapper around their `step` imports torch's compiler (4 to 6 CPU-seconds a process) to tell it where to break a graph.
-Nothing here is compiled: the step below it is called as it is, without gradients. If a later torch wraps in another
-way, its own step is used: slower at first, not wrong.
+The wrapper around their `step` imports torch's compiler (4 to 6 CPU-seconds a process) to tell it where to break a
+graph. Nothing here is compiled: the step below it is called as it is, without gradients. If a later torch wraps in
+another way, its own step is used: slower at first, not wrong.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Path
 from service.api.context import InContext
 from service.api.errors import ProblemError
 from service.api.routes.jobs import json_only
-from service.jobs.ids import is_job_id
+from service.jobs.ids import is_id
 from service.store.store import FencedOffError, UnknownAttemptError, WrongTokenError
 from trainer.run_schema import Heartbeat, HeartbeatReply
 
@@ -30,7 +30,7 @@ def take_heartbeat(
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise _unauthorized()
-    if not is_job_id(job_id):
+    if not is_id(job_id):
         raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such attempt.")
     try:
         return context.store.heartbeat(job_id, attempt, token, beat, datetime.now(UTC))

@@ -12,13 +12,14 @@ from service.api.admission import admit
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
 from service.api.views import job_path, job_view
-from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord
+from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord, Submission
 from service.jobs.states import TERMINAL_STATES, JobState
 from service.schemas import JobPage, JobView
 from trainer.spec import JobSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
+TENANT = "default"
 ID_PATTERN = r"^[0-9a-hjkmnp-tv-z]{26}$"
 
 IdempotencyKey = Annotated[
@@ -59,10 +60,11 @@ def submit_job(
 
 def _submit(spec: JobSpec, context: Context, key: str | None) -> JobRecord:
     try:
-        if key is not None and (known := context.store.find_submitted(key, spec)):
+        submission = Submission(TENANT, spec)
+        if key is not None and (known := context.store.find_submitted(key, submission)):
             return known  # even if its manifest is gone by now
         admit(spec, context.settings.roots, context.settings.allowed_urls)
-        job, is_new = context.store.submit(spec, datetime.now(UTC), key)
+        job, is_new = context.store.submit(submission, datetime.now(UTC), key)
     except IdempotencyConflictError as error:
         detail = f"The Idempotency-Key was used before for another spec, that of job {error}."
         raise ProblemError(HTTPStatus.CONFLICT, detail) from None
@@ -84,7 +86,7 @@ def list_jobs(
     """A page of jobs, newest first."""
     if "\0" in (name or "") + (method or ""):
         return JobPage(items=[])  # no job has such a name, and PostgreSQL refuses to be asked
-    found = context.store.page(JobFilter(state, name, method), limit + 1, cursor)
+    found = context.store.page(JobFilter(state=state, name=name, method=method), limit + 1, cursor)
     items = [job_view(job, context.settings.mlflow_uri) for job in found[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
 

@@ -73,7 +73,7 @@ def test_a_killed_driver_is_resumed(service: RunningService, manifest: Path) -> 
 def test_too_many_failures_end_the_job(service: RunningService, manifest: Path) -> None:
     job = service.submit(manifest, name="dies", fault_tolerance={"max_failures": 1})
     done = service.wait_for(job["id"], "SUCCEEDED", "FAILED")
-    assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "attempt_lost", 2)
+    assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "head_lost", 2)
     assert "max_failures is 1" in done["message"]
 
 
@@ -101,7 +101,7 @@ def test_cancel_while_running_stops_it_by_its_heartbeat(service: RunningService,
     answer = service.client.post(f"/api/v1/jobs/{job['id']}/cancel")
     assert (answer.status_code, answer.json()["state"]) == (202, "CANCELLING")
     done = service.wait_for(job["id"], "CANCELLED")
-    assert done["reason"] == "stopped"
+    assert done["reason"] == "user_cancelled"
     folder = service.settings.storage_dir / "jobs" / job["id"] / "attempt-1"
     assert json.loads((folder / "result.json").read_text())["outcome"] == "stopped"
     again = service.client.post(f"/api/v1/jobs/{job['id']}/cancel")

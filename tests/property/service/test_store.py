@@ -12,17 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.jobs.records import IdempotencyConflictError, StaleTransitionError, Transition
+from service.jobs.records import IdempotencyConflictError, StaleTransitionError, Submission, Transition
 from service.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState, Reason, may_become
 from service.store.database import migrate, open_engine
 from service.store.store import (
     FencedOffError,
-    IllegalTransitionError,
     Store,
     UnknownAttemptError,
     WrongTokenError,
-    hash_token,
 )
+from service.store.writes import IllegalTransitionError, hash_token
 from trainer.run_schema import EpochSummary, Heartbeat, Progress
 from trainer.spec import JobSpec
 
@@ -38,7 +37,7 @@ class JobsLife(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.store = open_store(Path(self.folder.name))
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        self.job, _ = self.store.submit(SPECS[0], self.now)
+        self.job, _ = self.store.submit(Submission("default", SPECS[0]), self.now)
         self.store.set_token(self.job.id, 1, hash_token("token-1"))
         self.state, self.attempt, self.num_failures = JobState.QUEUED, 1, 0
         self.history = [JobState.QUEUED]
@@ -64,7 +63,7 @@ class JobsLife(RuleBasedStateMachine):
 
     def _ask(self, state: JobState, new: JobState, next_attempt: bool, attempt: int) -> None:
         self.now += timedelta(seconds=1)
-        change = Transition(self.job.id, attempt, state, new, Reason.STOPPED, "words", next_attempt)
+        change = Transition(self.job.id, attempt, state, new, Reason.DRIVER_LOST, "words", next_attempt)
         if not may_become(state, new):
             with pytest.raises(IllegalTransitionError):
                 self.store.transition(change, self.now)
@@ -166,9 +165,9 @@ class Submissions(RuleBasedStateMachine):
         known = self.by_key.get(key or "")
         if known is not None and known[1] != spec:
             with pytest.raises(IdempotencyConflictError):
-                self.store.submit(spec, self.now, key)
+                self.store.submit(Submission("default", spec), self.now, key)
             return
-        job, is_new = self.store.submit(spec, self.now, key)
+        job, is_new = self.store.submit(Submission("default", spec), self.now, key)
         assert is_new == (known is None)
         assert known is None or job.id == known[0]
         if is_new:

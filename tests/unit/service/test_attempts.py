@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from service.cluster.attempts import AttemptFolders, verified_result
+from service.jobs.records import Submission
 from service.store.database import migrate, open_engine
-from service.store.store import Store, hash_token
+from service.store.store import Store
+from service.store.writes import hash_token
 from trainer.run_schema import AttemptContext
 from trainer.spec import JobSpec
 
@@ -32,7 +34,7 @@ def read(folder: Path) -> AttemptContext:
 
 def test_prepare_is_safe_to_repeat(tmp_path: Path, store: Store) -> None:
     folders = AttemptFolders(tmp_path / "storage", "http://hush", "http://mlflow")
-    store.submit(SPEC, NOW)
+    store.submit(Submission("default", SPEC), NOW)
     [live] = store.live()
     first = read(folders.prepare(live.job, live.attempt, store))
     [live] = store.live()

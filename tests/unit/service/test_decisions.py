@@ -26,10 +26,11 @@ def live(state: JobState, *, beat_s: float | None = 1, submitted_s: float | None
     spec = {"name": "job", "data": {"manifest": "/m", "batch_size": 64}, **changes.pop("spec", {})}
     job = JobRecord(
         id=changes.pop("id", "0" * 26),
+        tenant="default",
         spec=JobSpec.model_validate(spec),
         state=state,
         state_since=ago(changes.pop("since_s", 100)),
-        reason=Reason.SUBMITTED,
+        reason=Reason.USER_CANCELLED if state is JobState.CANCELLING else Reason.SUBMITTED,
         message=None,
         attempt=1,
         num_failures=changes.pop("num_failures", 0),
@@ -66,7 +67,7 @@ def test_rays_word_alone_is_no_success() -> None:
 
 def test_a_lost_attempt_is_followed_by_another() -> None:
     [move] = decided(live(JobState.RUNNING), Phase.LOST)
-    assert move == Move(JobState.RECOVERING, Reason.ATTEMPT_LOST, "words", next_attempt=True)
+    assert move == Move(JobState.RECOVERING, Reason.HEAD_LOST, "words", next_attempt=True)
 
 
 @pytest.mark.parametrize(("num_failures", "state"), [(2, JobState.RECOVERING), (3, JobState.FAILED)])
@@ -112,7 +113,7 @@ def test_cancelling_waits_for_the_attempt_and_then_ends_it() -> None:
 
 @pytest.mark.parametrize("phase", ENDED)
 def test_cancelling_ends(phase: Phase) -> None:
-    assert decided(live(JobState.CANCELLING), phase) == (Move(JobState.CANCELLED, Reason.STOPPED),)
+    assert decided(live(JobState.CANCELLING), phase) == (Move(JobState.CANCELLED, Reason.USER_CANCELLED),)
     [move] = decided(live(JobState.CANCELLING), phase, outcome="succeeded")
     assert isinstance(move, Move)
     assert move.new is JobState.SUCCEEDED
@@ -120,7 +121,7 @@ def test_cancelling_ends(phase: Phase) -> None:
 
 def test_cancelling_ends_without_ray_too() -> None:
     assert decided(live(JobState.CANCELLING, beat_s=10), None) == ()
-    assert decided(live(JobState.CANCELLING, beat_s=61), None) == (Move(JobState.CANCELLED, Reason.STOPPED),)
+    assert decided(live(JobState.CANCELLING, beat_s=61), None) == (Move(JobState.CANCELLED, Reason.USER_CANCELLED),)
 
 
 @pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING, JobState.CANCELLING])
