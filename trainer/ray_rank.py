@@ -12,11 +12,11 @@ from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 NEEDED = ("torch", "trainer.attempt")
 
 
-class Rank(RayTrainWorker):  # type: ignore[misc]  # Ray is untyped
+class Rank(RayTrainWorker):
     """A rank's process. Its imports take seconds, so they begin at once, beside Ray Train's own messages."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         threading.Thread(target=import_needed, name="imports", daemon=True).start()
 
 
@@ -30,7 +30,7 @@ def free_address() -> tuple[str, int]:
     """An address of this machine that other ranks reach, with a port that nobody listens on now."""
     import ray.util  # noqa: PLC0415
 
-    host = ray.util.get_node_ip_address()
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind(("", 0))
         return host, probe.getsockname()[1]
