@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import socket
 import subprocess
 import threading
@@ -41,7 +40,7 @@ class SubprocessLauncher:
         self._ask()
         if submission_id not in self._drivers:
             with (run_dir / "driver.log").open("w") as log:
-                argv = shlex.split(command(STAND_IN_PYTHON, run_dir))
+                argv = command(STAND_IN_PYTHON, run_dir)
                 self._drivers[submission_id] = subprocess.Popen(argv, stdout=log, stderr=log, text=True, cwd=run_dir)
 
     def status(self, submission_id: str) -> DriverStatus:

@@ -20,6 +20,8 @@ from service.api.views import API
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
+from service.cluster.spares import Spares
+from service.cluster.warm_launcher import WarmLauncher
 from service.control.decisions import Policy
 from service.control.reconciler import Reconciler, World
 from service.results.logs import Logs
@@ -79,11 +81,20 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
-    launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    launcher = launcher or _launcher(settings)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
     return Context(settings, store, launcher, reconciler, Results(folders), Logs(folders), closing)
+
+
+def _launcher(settings: Settings) -> Launcher:
+    ray = RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    if not settings.warm_workers:
+        return ray
+    warm = WarmLauncher(ray, settings.python, Spares(settings.storage_dir / "spares"))
+    warm.keep()
+    return warm
 
 
 def _close(context: Context) -> None:

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from service.jobs.states import Reason
+
 
 class LauncherUnavailableError(Exception):
     """The cluster cannot be asked now; nothing is known about what runs on it. Ask again later."""
@@ -40,6 +42,8 @@ class DriverStatus:
 
     phase: Phase
     message: str | None = None
+    reason: Reason | None = None
+    """Why it is LOST, where that can be told: HEAD_LOST, DRIVER_LOST or OUT_OF_MEMORY."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +78,12 @@ class Launcher(Protocol):
 
     def close(self) -> None:
         """Let go of connections; what runs goes on."""
+        ...
+
+
+class CommandLauncher(Launcher, Protocol):
+    """A Launcher that also runs drivers which have no attempt yet."""
+
+    def start(self, submission_id: str, argv: Sequence[str]) -> None:
+        """Run a command of ours as a driver. Asked twice with one id, it runs once; raises as `submit` does."""
         ...

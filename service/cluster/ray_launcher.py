@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from service.cluster.launcher import DriverStatus, LauncherUnavailableError, LaunchRejectedError, Node, Phase
+from service.jobs.states import Reason
 
 TIMEOUT_S = 10.0
 SUBMIT_TIMEOUT_S = 60.0
@@ -60,9 +61,13 @@ _OWN_ERRORS = frozenset(
 """Failures of the driver itself. All others are the cluster's: the supervisor died, was not scheduled, …"""
 
 
-def command(python: Path, run_dir: Path) -> str:
-    """The driver's command line. Ray gives it to a shell: it holds nothing but two paths of ours, quoted."""
-    return shlex.join([str(python), "-m", "trainer.ray_entry", str(run_dir)])
+OOM_WORDS = ("low on memory", "OutOfMemory", "OOM")
+"""What Ray says where its memory monitor ended a process."""
+
+
+def command(python: Path, run_dir: Path) -> list[str]:
+    """The driver's command line: nothing but two paths of ours."""
+    return [str(python), "-m", "trainer.ray_entry", str(run_dir)]
 
 
 class RayLauncher:
@@ -84,8 +89,12 @@ class RayLauncher:
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
         """Start the driver of the attempt in `run_dir`, unless it was started before."""
+        self.start(submission_id, command(self._python, run_dir))
+
+    def start(self, submission_id: str, argv: Sequence[str]) -> None:
+        """Run a command of ours as a driver, unless it was started before. Ray gives it to a shell, so it is quoted."""
         job: dict[str, str | int] = {
-            "entrypoint": command(self._python, run_dir),
+            "entrypoint": shlex.join(argv),
             "submission_id": submission_id,
             "entrypoint_num_cpus": 0,
         }
@@ -101,10 +110,11 @@ class RayLauncher:
         """What became of a driver."""
         response = self._call("GET", f"/api/jobs/{submission_id}")
         if response.status_code == httpx.codes.NOT_FOUND:
-            return DriverStatus(Phase.LOST, "Ray does not know the attempt: its head was restarted.")
+            message = "Ray does not know the attempt: its head was restarted."
+            return DriverStatus(Phase.LOST, message, Reason.HEAD_LOST)
         info = _parsed(_JobInfo, response)
         if info.status == "FAILED" and _was_killed(info):
-            return DriverStatus(Phase.LOST, info.message)
+            return DriverStatus(Phase.LOST, info.message, _lost_reason(info))
         return DriverStatus(Phase(info.status), info.message)
 
     def stop(self, submission_id: str) -> None:
@@ -138,6 +148,12 @@ def _was_killed(info: _JobInfo) -> bool:
     if info.error_type is not None and info.error_type not in _OWN_ERRORS:
         return True
     return info.driver_exit_code is not None and (info.driver_exit_code < 0 or info.driver_exit_code > 128)
+
+
+def _lost_reason(info: _JobInfo) -> Reason:
+    """Who ended a driver that did not end by itself: Ray's memory monitor, or another."""
+    is_oom = any(words in (info.message or "") for words in OOM_WORDS)
+    return Reason.OUT_OF_MEMORY if is_oom else Reason.DRIVER_LOST
 
 
 def _shortened(text: str) -> str:
