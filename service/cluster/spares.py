@@ -61,12 +61,12 @@ class Spares:
     """All spares of one service, in a folder that it shares with the workers."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._launches = root / LAUNCHES
 
     def create(self, spare_id: str, num_workers: int) -> Spare:
         """The folder of a new spare, which is not started yet."""
-        folder = self._root / spare_id
+        folder = self.root / spare_id
         folder.mkdir(parents=True, mode=0o700)
         _write(folder / SPARE_FILE, SpareFile(num_workers=num_workers))
         return Spare(spare_id, folder, num_workers)
@@ -82,7 +82,7 @@ class Spares:
     def hand_over(self, spare_id: str, attempt_dir: Path | None) -> bool:
         """Give a spare its attempt, or tell it to end; whether it has this one, from now or from an earlier call."""
         wanted = Handover(attempt_dir=None if attempt_dir is None else str(attempt_dir))
-        path = self._root / spare_id / HANDOVER_FILE
+        path = self.root / spare_id / HANDOVER_FILE
         aside = path.with_name(f"{HANDOVER_FILE}.{secrets.token_hex(4)}")
         try:
             aside.write_text(wanted.model_dump_json())
@@ -114,7 +114,7 @@ class Spares:
         return launch
 
     def _all(self) -> Iterator[Spare]:
-        for file in sorted(self._root.glob(f"*/{SPARE_FILE}")):
+        for file in sorted(self.root.glob(f"*/{SPARE_FILE}")):
             with contextlib.suppress(FileNotFoundError):
                 num_workers = SpareFile.model_validate_json(file.read_bytes()).num_workers
                 yield Spare(file.parent.name, file.parent, num_workers)
