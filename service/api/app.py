@@ -12,13 +12,15 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.access.authenticator import Authenticator
+from service.access.oidc import oidc_of
 from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, results
+from service.api.paging import check_page_size
+from service.api.routes import events, health, internal, jobs, results, tokens
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
@@ -64,10 +66,11 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate)  # the last one added comes first
+    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, results):
+    of_every_route = [Depends(read_or_write), Depends(check_page_size)]
+    api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
+    for module in (jobs, events, results, tokens):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -88,8 +91,9 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    tokens = Tokens(engine)
-    return Context(settings, store, launcher, reconciler, Results(folders), tokens, Authenticator(tokens), closing)
+    known = Tokens(engine)
+    authenticator = Authenticator(known, oidc_of(settings))
+    return Context(settings, store, launcher, reconciler, Results(folders), known, authenticator, closing)
 
 
 def _close(context: Context) -> None:

@@ -78,6 +78,14 @@ class LiveJob:
 
 
 @dataclass(frozen=True)
+class TenantLimits:
+    """What the jobs of one tenant may take at a time; None: as much as there is."""
+
+    max_running_jobs: int | None = None
+    max_workers: int | None = None
+
+
+@dataclass(frozen=True)
 class EventRecord:
     """Something that happened to a job."""
 
