@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from service.jobs.records import EventRecord, JobRecord
 from service.results.logs import LogFile, Piece
-from service.schemas import EventView, JobView, Links, LogLinks, LogPiece, LogView
-
-API = "/api/v1"
+from service.schemas import API, EventView, JobView, Links, LogLinks, LogPiece, LogView
 
 
 def job_path(job_id: str) -> str:
