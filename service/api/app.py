@@ -21,7 +21,7 @@ from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
-from service.api.routes import events, health, internal, jobs, results, tokens
+from service.api.routes import events, health, internal, jobs, logs, results, tokens
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
@@ -31,6 +31,7 @@ from service.control.leadership import Leadership
 from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
 from service.jobs.records import TenantLimits
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
@@ -76,7 +77,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, results, tokens):
+    for module in (jobs, events, logs, results, tokens):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -99,10 +100,18 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
     world = World(store, launcher, folders, _policy(settings), limits)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
-    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
     known = Tokens(engine)
-    authenticator = Authenticator(known, oidc_of(settings))
-    return Context(settings, store, launcher, reconciler, Results(folders), known, authenticator, closing)
+    return Context(
+        settings=settings,
+        store=store,
+        launcher=launcher,
+        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        results=Results(folders),
+        logs=Logs(folders),
+        tokens=known,
+        authenticator=Authenticator(known, oidc_of(settings)),
+        closing=closing,
+    )
 
 
 def _policy(settings: Settings) -> Policy:
