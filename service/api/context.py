@@ -19,6 +19,7 @@ from service.jobs.records import JobRecord
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 
 
@@ -28,6 +29,7 @@ class Context:
 
     settings: Settings
     store: Store
+    studies: Studies
     launcher: Launcher
     reconciler: Reconciler
     results: Results
