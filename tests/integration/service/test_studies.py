@@ -184,7 +184,7 @@ def test_points_are_compared(service: RunningService, manifest: Path) -> None:
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     assert [row["is_best"] for row in rows] == ["false", "true", "true"]
-    assert [float(row["val.mean.accuracy.median"]) for row in rows] == [0.31, 0.51, 0.41]
+    assert [float(row["val.mean.accuracy.median"]) for row in rows] == pytest.approx([0.31, 0.51, 0.41])
     assert service.client.get(study.links.comparison, params={"format": "xml"}).status_code == 422
 
 
