@@ -20,6 +20,7 @@ from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 
 
@@ -29,6 +30,7 @@ class Context:
 
     settings: Settings
     store: Store
+    studies: Studies
     launcher: Launcher
     reconciler: Reconciler
     results: Results
