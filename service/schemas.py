@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from service.access.roles import Role
+from service.access.tokens import NAME_PATTERN
+from service.jobs.records import CancelMode
 from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
+
+API: Final = "/api/v1"
+"""What the paths of all routes begin with."""
 
 
 class View(BaseModel):
@@ -23,6 +29,7 @@ class Links(View):
 
     self: str
     events: str
+    attempts: str
     logs: str
     mlflow: str | None = None
     """The run in the MLflow UI; null until training has begun, or without MLflow."""
@@ -39,8 +46,21 @@ class JobView(View):
     message: str | None = None
     """More about the reason, for people: of a failure, the last lines of what went wrong."""
     method: str
+    priority: int
     attempt: int
     """The newest attempt, from 1."""
+    num_failures: int
+    """Attempts that were lost; the job has failed for good after `fault_tolerance.max_failures` + 1."""
+    not_before: datetime | None = None
+    """While it recovers: the next attempt starts no earlier."""
+    deadline_at: datetime | None = None
+    """When it is stopped, and FAILED, if it has not ended by then."""
+    cancel_mode: CancelMode | None = None
+    """How it was asked to stop; null if it was not."""
+    retry_of: str | None = None
+    """Id of the job that had ended and whose checkpoints this one goes on from."""
+    study_id: str | None = None
+    """Id of the study it belongs to."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None = None
@@ -49,6 +69,37 @@ class JobView(View):
     progress: Progress | None = None
     spec: JobSpec
     links: Links
+
+
+class CancelRequest(View):
+    """How a job is to stop."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: CancelMode = "graceful"
+    """`graceful`: after a last checkpoint; `now`: at once, without."""
+
+
+class AttemptView(View):
+    """One run of a job."""
+
+    number: int
+    """From 1."""
+    created_at: datetime
+    submitted_at: datetime | None = None
+    """When the cluster had accepted it."""
+    heartbeat_at: datetime | None = None
+    """When it was last heard of."""
+    ended_at: datetime | None = None
+    reason: Reason | None = None
+    """Why it ended."""
+    message: str | None = None
+
+
+class AttemptList(View):
+    """All attempts of a job, the first one first."""
+
+    items: list[AttemptView]
 
 
 class JobPage(View):
@@ -179,6 +230,52 @@ class ExamplePage(View):
     next_cursor: str | None = None
 
 
+class TokenRequest(BaseModel):
+    """A token to be made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = Field(pattern=NAME_PATTERN, examples=["ci"])
+    """For people: who or what will bear it."""
+    role: Role = Role.VIEWER
+    """`viewer` reads, `submitter` submits and cancels jobs too, `admin` manages tokens and webhooks too."""
+    expires_in_s: int | None = Field(default=90 * 24 * 3600, ge=60, le=10 * 366 * 24 * 3600)
+    """Seconds for which it is good; null: until it is revoked."""
+
+
+class TokenView(View):
+    """A token, without itself."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewTokenView(TokenView):
+    """A token that was just made."""
+
+    token: str
+    """To be sent as `Authorization: Bearer <token>`. Nothing shows it again."""
+
+
+class TokenPage(View):
+    """A page of tokens, newest first."""
+
+    items: list[TokenView]
+    next_cursor: str | None = None
+
+
+class WhoamiView(View):
+    """Who asks."""
+
+    tenant: str
+    role: Role
+    name: str
+
+
 class Health(View):
     """Liveness or readiness, with each part's state."""
 
@@ -204,7 +301,7 @@ class FieldProblem(View):
 
     field: str
     """Where, e.g. `method.lr`."""
-    value: str | None
-    """What was sent, shortened."""
     message: str
     """What is allowed."""
+    value: str | None = None
+    """What was sent, shortened; absent where nothing was."""

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service.access.authenticator import Authenticator
+from service.access.oidc import oidc_of
+from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
-from service.api.errors import install
+from service.api.errors import install, problems
+from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, logs, results
-from service.api.views import API
+from service.api.paging import check_page_size
+from service.api.routes import events, health, internal, jobs, logs, results, tokens
+from service.api.routes import studies as study_routes
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.cluster.spares import Spares
 from service.cluster.warm_launcher import WarmLauncher
 from service.control.decisions import Policy
-from service.control.reconciler import Reconciler, World
+from service.control.early_stop import EarlyStopper
+from service.control.failpoints import arm
+from service.control.leadership import Leadership
+from service.control.reconciler import World
+from service.control.reconciler_thread import Reconciler
+from service.jobs.records import TenantLimits
 from service.results.logs import Logs
 from service.results.reader import Results
+from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
+from service.store.leases import Leases
 from service.store.store import Store
+from service.store.studies import Studies
+from service.store.tokens import Tokens
 
 _DESCRIPTION = """\
 Trains image classifiers on noisily labelled data, and shows epoch by epoch how much each example's label is smoothed.
@@ -63,11 +78,14 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    api = APIRouter(prefix=API)
-    for module in (jobs, events, logs, results, internal):
+    of_every_route = [Depends(read_or_write), Depends(check_page_size)]
+    api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
+    for module in (jobs, events, logs, results, study_routes, tokens):
         api.include_router(module.router)
     app.include_router(api)
+    app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
     return app
 
@@ -78,14 +96,41 @@ def begin_shutdown(app: FastAPI) -> None:
 
 
 def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+    arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
     launcher = launcher or _launcher(settings)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
-    policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
-    reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    return Context(settings, store, launcher, reconciler, Results(folders), Logs(folders), closing)
+    limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
+    studies = Studies(engine)
+    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies))
+    leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
+    known = Tokens(engine)
+    return Context(
+        settings=settings,
+        store=store,
+        studies=studies,
+        launcher=launcher,
+        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        results=Results(folders),
+        logs=Logs(folders),
+        tokens=known,
+        authenticator=Authenticator(known, oidc_of(settings)),
+        closing=closing,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        cancel_grace_s=settings.cancel_grace_s,
+        cancel_checkpoint_s=settings.cancel_checkpoint_s,
+        lost_after_s=settings.lost_after_s,
+        start_timeout_s=settings.start_timeout_s,
+        linger_s=settings.linger_s,
+        retry_backoff_s=settings.retry_backoff_s,
+        retry_backoff_max_s=settings.retry_backoff_max_s,
+    )
 
 
 def _launcher(settings: Settings) -> Launcher:

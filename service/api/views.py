@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from service.jobs.records import EventRecord, JobRecord
+from service.jobs.records import AttemptRecord, EventRecord, JobRecord
 from service.results.logs import LogFile, Piece
-from service.schemas import EventView, JobView, Links, LogLinks, LogPiece, LogView
-
-API = "/api/v1"
+from service.schemas import API, AttemptView, EventView, JobView, Links, LogLinks, LogPiece, LogView
 
 
 def job_path(job_id: str) -> str:
@@ -14,15 +12,13 @@ def job_path(job_id: str) -> str:
     return f"{API}/jobs/{job_id}"
 
 
+def study_path(study_id: str) -> str:
+    """Path of a study in the API."""
+    return f"{API}/studies/{study_id}"
+
+
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
     """A job as the API shows it."""
-    path = job_path(job.id)
-    links = {
-        "self": path,
-        "events": f"{path}/events",
-        "logs": f"{path}/logs",
-        "mlflow": _mlflow_link(job, mlflow_uri),
-    }
     return JobView(
         id=job.id,
         name=job.spec.name,
@@ -30,14 +26,34 @@ def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
         reason=job.reason,
         message=job.message,
         method=job.spec.method.kind,
+        priority=job.spec.scheduling.priority,
         attempt=job.attempt,
+        num_failures=job.num_failures,
+        not_before=job.not_before,
+        deadline_at=job.deadline_at,
+        cancel_mode=job.cancel_mode,
+        retry_of=job.retry_of,
+        study_id=job.study_id,
         created_at=job.created_at,
         updated_at=job.updated_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
         progress=job.progress,
         spec=job.spec,
-        links=Links.model_validate(links),
+        links=_links(job, mlflow_uri),
+    )
+
+
+def attempt_view(attempt: AttemptRecord) -> AttemptView:
+    """An attempt as the API shows it."""
+    return AttemptView(
+        number=attempt.number,
+        created_at=attempt.created_at,
+        submitted_at=attempt.submitted_at,
+        heartbeat_at=attempt.heartbeat_at,
+        ended_at=attempt.ended_at,
+        reason=attempt.reason,
+        message=attempt.message,
     )
 
 
@@ -54,6 +70,12 @@ def event_view(event: EventRecord) -> EventView:
         message=event.message,
         epoch=event.epoch,
     )
+
+
+def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
+    path = job_path(job.id)
+    links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts", "logs": f"{path}/logs"}
+    return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
 
 
 def log_view(job_id: str, file: LogFile) -> LogView:

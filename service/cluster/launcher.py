@@ -8,8 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from service.jobs.states import Reason
-
 
 class LauncherUnavailableError(Exception):
     """The cluster cannot be asked now; nothing is known about what runs on it. Ask again later."""
@@ -32,8 +30,10 @@ class Phase(StrEnum):
     """The driver ended with an error of its own."""
     STOPPED = "STOPPED"
     """The driver was stopped, by us or from outside."""
+    KILLED = "KILLED"
+    """The driver was killed: its process, what watches it, or its machine died."""
     LOST = "LOST"
-    """The cluster does not know the attempt, or its driver was killed: head, node or process died."""
+    """The cluster does not know the attempt: its head was restarted since."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class DriverStatus:
 
     phase: Phase
     message: str | None = None
-    reason: Reason | None = None
-    """Why it is LOST, where that can be told: HEAD_LOST, DRIVER_LOST or OUT_OF_MEMORY."""
+    is_out_of_memory: bool = False
+    """Of a driver that was KILLED: whether the cluster did it because the machine ran out of memory."""
 
 
 @dataclass(frozen=True)

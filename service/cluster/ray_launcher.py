@@ -16,7 +16,6 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from service.cluster.launcher import DriverStatus, LauncherUnavailableError, LaunchRejectedError, Node, Phase
-from service.jobs.states import Reason
 
 TIMEOUT_S = 10.0
 SUBMIT_TIMEOUT_S = 60.0
@@ -61,7 +60,7 @@ _OWN_ERRORS = frozenset(
 """Failures of the driver itself. All others are the cluster's: the supervisor died, was not scheduled, …"""
 
 
-OOM_WORDS = ("low on memory", "OutOfMemory", "OOM")
+OOM_WORDS = ("low on memory", "OutOfMemory", "(OOM)")
 """What Ray says where its memory monitor ended a process."""
 
 
@@ -110,11 +109,10 @@ class RayLauncher:
         """What became of a driver."""
         response = self._call("GET", f"/api/jobs/{submission_id}")
         if response.status_code == httpx.codes.NOT_FOUND:
-            message = "Ray does not know the attempt: its head was restarted."
-            return DriverStatus(Phase.LOST, message, Reason.HEAD_LOST)
+            return DriverStatus(Phase.LOST, "Ray does not know the attempt: its head was restarted.")
         info = _parsed(_JobInfo, response)
         if info.status == "FAILED" and _was_killed(info):
-            return DriverStatus(Phase.LOST, info.message, _lost_reason(info))
+            return DriverStatus(Phase.KILLED, info.message, is_out_of_memory=_was_out_of_memory(info))
         return DriverStatus(Phase(info.status), info.message)
 
     def stop(self, submission_id: str) -> None:
@@ -150,10 +148,9 @@ def _was_killed(info: _JobInfo) -> bool:
     return info.driver_exit_code is not None and (info.driver_exit_code < 0 or info.driver_exit_code > 128)
 
 
-def _lost_reason(info: _JobInfo) -> Reason:
-    """Who ended a driver that did not end by itself: Ray's memory monitor, or another."""
-    is_oom = any(words in (info.message or "") for words in OOM_WORDS)
-    return Reason.OUT_OF_MEMORY if is_oom else Reason.DRIVER_LOST
+def _was_out_of_memory(info: _JobInfo) -> bool:
+    """Whether it was Ray's memory monitor that ended the driver, or what watches it."""
+    return any(words in (info.message or "") for words in OOM_WORDS)
 
 
 def _shortened(text: str) -> str:

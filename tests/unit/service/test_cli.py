@@ -106,7 +106,8 @@ def test_relative_weights_are_seen_alike(spec: Path, monkeypatch: pytest.MonkeyP
         assert read_job(spec, [f"model.weights={known}"]).model.weights == known
 
 
-def test_nobody_answers(spec: Path) -> None:
+def test_nobody_answers(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.session.CONNECT_MAX_S", 0.1)
     for argv in (["jobs"], ["submit", str(spec)], ["show", "digits"], ["events", "digits", "--follow"]):
         code, out, err = run(*argv)
         assert (code, out) == (2, "")
@@ -117,6 +118,11 @@ def test_nobody_answers(spec: Path) -> None:
 
 def test_wrong_options_say_what_is_allowed() -> None:
     assert "QUEUED, STARTING" in run("jobs", "--state", "DONE")[2]
-    code, _, err = run("serve", "--host", "0.0.0.0", "--home", "/nonexistent")
-    assert code == 2
-    assert "loopback" in err
+
+
+def test_a_service_that_others_reach_needs_a_token(tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path / "home"))
+    code, out, err = run("serve", "--host", "0.0.0.0", *home)
+    assert (code, out) == (2, "")
+    assert "nobody has a token" in err
+    assert "hush token create" in err
