@@ -127,7 +127,12 @@ def test_a_part_that_was_null_is_made() -> None:
             {"grid": {"method.rho": [0, -1], "seed": [0, 1]}},
             ["method.rho = -1: must be greater than or equal to 0 (job 2: method.rho=-1, seed=0 and 1 more)"],
         ),
-        ({"points": [{"method.k": 3}]}, ["method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho (job 0: method.k=3)"]),  # noqa: E501 (a message in one piece)
+        (
+            {"points": [{"method.k": 3}]},
+            [
+                "method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho (job 0: method.k=3)"
+            ],
+        ),  # noqa: E501 (a message in one piece)
         ({"points": [{"seed.x": 1}]}, ["seed = {'x': 1}: must be a valid integer (job 0: seed.x=1)"]),
         ({"points": [{"name": "x"}]}, ["points.0.name: may not be set: jobs are named after the study"]),
         ({"grid": {"seed": [1]}, "seeds": [1]}, ["grid.seed: may not be set beside `seeds`"]),
@@ -143,7 +148,9 @@ def test_a_part_that_was_null_is_made() -> None:
         ),
         (
             {"early_stop": {"grace_epochs": 10}},
-            ["early_stop.grace_epochs = 10: must be less than 10, the epochs of the longest job, for any to be stopped"],
+            [
+                "early_stop.grace_epochs = 10: must be less than 10, the epochs of the longest job, for any to be stopped"
+            ],
         ),
         (
             {"early_stop": {}, "grid": {"data.manifest": ["/m", "/n"]}},
