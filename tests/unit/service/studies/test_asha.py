@@ -34,7 +34,7 @@ def test_rungs_are_those_of_ray_tune(grace: int, factor: int, bracket: int, max_
     theirs = [milestone for milestone in theirs if milestone <= MAX_EPOCHS]
     ours = rungs(rule(grace_epochs=grace, reduction_factor=factor))
     assert ours[bracket : bracket + len(theirs)] == theirs
-    assert all(MAX_EPOCHS < ours[-1] * factor and epoch <= MAX_EPOCHS for epoch in ours)
+    assert all(ours[-1] * factor > MAX_EPOCHS and epoch <= MAX_EPOCHS for epoch in ours)
 
 
 def test_no_job_has_more_epochs_than_rungs_reach() -> None:
