@@ -26,6 +26,7 @@ class Links(View):
 
     self: str
     events: str
+    logs: str
     mlflow: str | None = None
     """The run in the MLflow UI; null until training has begun, or without MLflow."""
 
@@ -84,6 +85,34 @@ class EventPage(View):
     items: list[EventView]
     next_after: int | None = None
     """Pass as `after` for the next page; null when there is none yet."""
+
+
+class LogLinks(View):
+    """Where to read a log."""
+
+    self: str
+    follow: str
+    """As it grows, from its beginning."""
+
+
+class LogView(View):
+    """What one rank, or the driver, wrote in one attempt."""
+
+    attempt: int
+    name: str
+    """`driver`, or a rank: `rank_0000`."""
+    size_bytes: int
+    links: LogLinks
+
+
+class LogPiece(View):
+    """The next piece of a log that is followed."""
+
+    attempt: int
+    name: str
+    offset: int
+    """Bytes of the log before this piece."""
+    text: str
 
 
 class MetricPoint(View):

@@ -24,6 +24,7 @@ def main(run_dir: Path) -> None:
         raise RuntimeError("the loss is not finite at step 3")
     if behaviour == "no-result":
         return
+    say(run_dir, f"attempt {attempt} begins: Grüße\n")
     action = beat(context, 0)
     if behaviour == "dies" or (behaviour == "dies-once" and attempt == 1):
         beat(context, 1)
@@ -38,8 +39,16 @@ def main(run_dir: Path) -> None:
         with (run_dir / "journal.jsonl").open("a") as journal:
             entry = {"time_ms": 1000 + epoch, "step": 10 * epoch, "epoch": epoch, "metrics": {"train/loss": 1 / epoch}}
             journal.write(json.dumps(entry) + "\n")
+        say(run_dir, f"epoch {epoch} is done\n")
         beat(context, epoch)
     finish(run_dir, context, "succeeded", num_epochs)
+
+
+def say(run_dir: Path, text: str) -> None:
+    """Write to the log of rank 0."""
+    (run_dir / "logs").mkdir(exist_ok=True)
+    with (run_dir / "logs" / "rank_0000.log").open("a") as log:
+        log.write(text)
 
 
 def beat(context: dict, epoch: int) -> str:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer import run_schema
 from trainer.run_schema import EpochSummary, EvaluationFigure, LabelKind, Predictor, Split, evaluation_metric
+from trainer.supervisor import Order
 
 LINE_INTERVAL_S = 10.0
 SHOWN_METRICS = (
@@ -58,9 +59,9 @@ class ConsoleSupervisor:
             signal.signal(signal.SIGINT, self._previous)
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop.is_set()
+    def order(self) -> Order:
+        """To stop, once Ctrl-C was pressed."""
+        return "stop" if self._stop.is_set() else "continue"
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         """Say where a run is taken up again."""

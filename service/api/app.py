@@ -18,12 +18,13 @@ from service.api.context import Context
 from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, results
+from service.api.routes import events, health, internal, jobs, logs, results
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
 from service.control.reconciler import Reconciler, World
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
@@ -67,7 +68,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.add_middleware(Gate)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, results):
+    for module in (jobs, events, logs, results):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -89,7 +90,8 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
     tokens = Tokens(engine)
-    return Context(settings, store, launcher, reconciler, Results(folders), tokens, Authenticator(tokens), closing)
+    results, logs = Results(folders), Logs(folders)
+    return Context(settings, store, launcher, reconciler, results, logs, tokens, Authenticator(tokens), closing)
 
 
 def _close(context: Context) -> None:

@@ -16,6 +16,7 @@ from service.cluster.launcher import Launcher
 from service.control.reconciler import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
@@ -31,6 +32,7 @@ class Context:
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    logs: Logs
     tokens: Tokens
     authenticator: Authenticator
     closing: threading.Event

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.jobs.records import EventRecord, JobRecord
-from service.schemas import API, EventView, JobView, Links
+from service.results.logs import LogFile, Piece
+from service.schemas import API, EventView, JobView, Links, LogLinks, LogPiece, LogView
 
 
 def job_path(job_id: str) -> str:
@@ -14,6 +15,12 @@ def job_path(job_id: str) -> str:
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
     """A job as the API shows it."""
     path = job_path(job.id)
+    links = {
+        "self": path,
+        "events": f"{path}/events",
+        "logs": f"{path}/logs",
+        "mlflow": _mlflow_link(job, mlflow_uri),
+    }
     return JobView(
         id=job.id,
         name=job.spec.name,
@@ -28,7 +35,7 @@ def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
         ended_at=job.ended_at,
         progress=job.progress,
         spec=job.spec,
-        links=Links.model_validate({"self": path, "events": f"{path}/events", "mlflow": _mlflow_link(job, mlflow_uri)}),
+        links=Links.model_validate(links),
     )
 
 
@@ -45,6 +52,23 @@ def event_view(event: EventRecord) -> EventView:
         message=event.message,
         epoch=event.epoch,
     )
+
+
+def log_view(job_id: str, file: LogFile) -> LogView:
+    """A log as the API lists it."""
+    path = f"{job_path(job_id)}/logs"
+    links = {
+        "self": f"{path}/{file.attempt}/{file.name}",
+        "follow": f"{path}?follow=true&attempt={file.attempt}&name={file.name}",
+    }
+    return LogView(
+        attempt=file.attempt, name=file.name, size_bytes=file.size_bytes, links=LogLinks.model_validate(links)
+    )
+
+
+def log_piece_view(name: str, piece: Piece) -> LogPiece:
+    """A piece of a log as it is streamed."""
+    return LogPiece(attempt=piece.start.attempt, name=name, offset=piece.start.offset, text=piece.text)
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:
