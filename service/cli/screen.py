@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView
+from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
 _STATE_STYLES: Final = {
@@ -146,6 +146,17 @@ def epoch_figures(metrics: dict[str, float]) -> str:
 def print_event(event: EventView) -> None:
     """An event on stdout."""
     console().print(event_line(event), soft_wrap=True)
+
+
+def print_logs(logs: Sequence[LogView]) -> None:
+    """A line a log."""
+    if not logs:
+        console().print("no logs yet: they begin with the first attempt")
+        return
+    table = plain_table("attempt", "log", "bytes", right=("attempt", "bytes"))
+    for log in logs:
+        table.add_row(str(log.attempt), log.name, f"{log.size_bytes:,}")
+    console().print(table)
 
 
 def examples_table(examples: Sequence[ExampleView]) -> Table:

@@ -20,6 +20,8 @@ from service.schemas import (
     ExampleView,
     JobPage,
     JobView,
+    LogPiece,
+    LogView,
     MetricsView,
 )
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord, Progress
@@ -28,9 +30,13 @@ from trainer.spec import JobSpec
 Happening = EventView | Progress | JobView
 """What `follow` yields: events, progress in between, and last the job that has ended."""
 
+FIRST_RANK: Final = "rank_0000"
+"""Name of the log that is read where none is named."""
+
 _Answer = TypeVar("_Answer")
 
 _JOBS: Final = f"{API}/jobs"
+_LOGS: Final = TypeAdapter(list[LogView])
 _LABEL_NOISE: Final = TypeAdapter(list[LabelNoiseRecord])
 
 
@@ -65,6 +71,22 @@ def events(job_id: str, after: int) -> Pages[EventPage, EventView]:
 def event_stream(job_id: str, after: int) -> Stream[Happening]:
     """What happens to a job, until it has ended."""
     return Stream(_job(job_id, "events"), _happening, last_id=str(after) if after else None)
+
+
+def logs(job_id: str) -> Call[list[LogView]]:
+    """Logs of a job, of all attempts."""
+    return Call("GET", _job(job_id, "logs"), _LOGS.validate_json)
+
+
+def log_text(job_id: str, attempt: int, name: str, tail_lines: int | None) -> Call[str]:
+    """A log, or its last lines."""
+    path = _job(job_id, "logs", str(attempt), quote(name, safe=""))
+    return Call("GET", path, lambda body: body.decode(errors="replace"), params={"tail_lines": tail_lines})
+
+
+def log_stream(job_id: str, attempt: int | None, name: str) -> Stream[LogPiece]:
+    """A log as it grows."""
+    return Stream(_job(job_id, "logs"), _log_piece, params={"follow": "true", "attempt": attempt, "name": name})
 
 
 def metrics(job_id: str) -> Call[MetricsView]:
@@ -119,3 +141,7 @@ def _happening(message: httpx_sse.ServerSentEvent) -> Happening | None:
         case "end":
             return JobView.model_validate_json(message.data)
     return None
+
+
+def _log_piece(message: httpx_sse.ServerSentEvent) -> LogPiece | None:
+    return LogPiece.model_validate_json(message.data) if message.event == "log" else None

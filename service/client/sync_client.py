@@ -15,9 +15,9 @@ from service.client import routes
 from service.client.address import address, find_address
 from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
 from service.client.retry import Outcome, Patience, Retry
-from service.client.routes import Happening
+from service.client.routes import FIRST_RANK, Happening
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView, MetricsView
+from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogPiece, LogView, MetricsView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord
 from trainer.spec import JobSpec
 
@@ -85,6 +85,21 @@ class Client:
     def follow(self, job_id: str, after: int = 0) -> Iterator[Happening]:
         """What happens to a job, until it has ended. Goes on where it was cut off when the service comes back."""
         return self._follow(routes.event_stream(job_id, after))
+
+    def logs(self, job_id: str) -> list[LogView]:
+        """Logs of a job: each rank's and the driver's, of all attempts."""
+        return self._ask(routes.logs(job_id))
+
+    def log_text(self, job_id: str, attempt: int, name: str = FIRST_RANK, *, tail_lines: int | None = None) -> str:
+        """What a rank (`rank_0000`, …) or the `driver` wrote in an attempt so far, or the last lines of it."""
+        return self._ask(routes.log_text(job_id, attempt, name, tail_lines))
+
+    def follow_log(self, job_id: str, name: str = FIRST_RANK, *, attempt: int | None = None) -> Iterator[LogPiece]:
+        """A log as it grows, from the beginning of an attempt (by default the newest) until the job has ended.
+
+        Goes on with the next attempt's; survives a restart of the service without losing or repeating a byte.
+        """
+        return self._follow(routes.log_stream(job_id, attempt, name))
 
     def metrics(self, job_id: str) -> MetricsView:
         """All metrics, each a series by step."""

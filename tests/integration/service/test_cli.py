@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Hush
 from service_stand_ins import RunningService, spec_json
-from typer.testing import CliRunner
 
-from service.cli import app
 from service.client import Client
 from service.jobs.states import JobState
 from service.schemas import JobView
@@ -22,7 +22,7 @@ from trainer.spec import JobSpec
 
 @pytest.fixture
 def client(service: RunningService) -> Iterator[Client]:
-    with Client(service.url) as client:
+    with Client(service.url, service.token) as client:
         yield client
 
 
@@ -39,7 +39,7 @@ def ended(client: Client, job_id: str) -> JobView:
 class TestCommands:
     @pytest.fixture
     def hush(self, service: RunningService) -> Hush:
-        return Hush(service.url)
+        return Hush(service.url, service.token)
 
     def test_submit_and_follow(self, hush: Hush, manifest: Path, tmp_path: Path) -> None:
         path = tmp_path / "job.yaml"
@@ -77,7 +77,8 @@ class TestCommands:
 def test_ctrl_c_while_following_only_detaches(service: RunningService, client: Client, manifest: Path) -> None:
     job = client.submit(spec(manifest, "waits"))
     argv = [sys.executable, "-m", "service.cli", "events", job.id, "--follow", "--url", service.url]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as following:
+    env = os.environ | {"HUSH_TOKEN": service.token}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env) as following:
         assert following.stderr is not None
         while "RUNNING" not in following.stderr.readline():
             pass
@@ -89,15 +90,3 @@ def test_ctrl_c_while_following_only_detaches(service: RunningService, client: C
     assert client.job(job.id).state is JobState.RUNNING
     client.cancel(job.id)
     assert ended(client, job.id).state is JobState.CANCELLED
-
-
-class Hush:
-    """The command line, pointed at a service."""
-
-    def __init__(self, url: str) -> None:
-        self._env = {"HUSH_URL": url, "COLUMNS": "160"}
-
-    def __call__(self, *argv: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, list(argv), env=self._env)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.stdout, result.stderr
