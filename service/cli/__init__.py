@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import jobs, logs
+from service.cli import jobs, logs, studies
 from service.cli.options import AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs.app)
 app.add_typer(logs.app)
+app.add_typer(studies.app, name="study")
 app.add_typer(data_app, name="data")
 
 

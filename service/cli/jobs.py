@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Follow, Home, Job, Limit, Url
+from service.cli.options import AsJson, Follow, Home, Job, Limit, Overrides, Url
 from service.cli.session import job_id_of, print_json, print_json_list, session
 
 if TYPE_CHECKING:
@@ -21,12 +21,7 @@ app = typer.Typer()
 def submit_command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The job; see examples/ and the API's /docs.")],
     *,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="Change a field of the spec, e.g. method.lr=0.1; repeatable."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     follow: Follow = False,
     as_json: AsJson = False,
     url: Url = None,

@@ -23,3 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Watch until the job has ended; Ctrl-C only detaches.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="CPUs that jobs may use in all.", show_default="all")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the spec, e.g. method.lr=0.1; repeatable."),
+]

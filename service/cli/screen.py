@@ -15,6 +15,10 @@ from service.jobs.states import JobState
 from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
+RICH_DEFAULT_COLUMNS: Final = 80
+"""What rich takes where there is neither a terminal nor COLUMNS."""
+PIPED_COLUMNS: Final = 200
+
 _STATE_STYLES: Final = {
     JobState.QUEUED: "dim",
     JobState.STARTING: "cyan",
@@ -46,8 +50,11 @@ _EPOCH_FIGURES: Final = (
 
 
 def console() -> Console:
-    """stdout, without rich's colouring of numbers and paths."""
-    return Console(highlight=False)
+    """stdout, without rich's colouring of numbers and paths; wide where it is no terminal, so that nothing is cut."""
+    out = Console(highlight=False)
+    if not out.is_terminal and out.width == RICH_DEFAULT_COLUMNS:
+        out.width = PIPED_COLUMNS
+    return out
 
 
 def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -58,9 +65,9 @@ def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def state_text(state: JobState) -> Text:
-    """A state in its colour."""
-    return Text(state.value, style=_STATE_STYLES[state])
+def state_text(state: str) -> Text:
+    """A state of a job, or of a study, in its colour."""
+    return Text(str(state), style=_STATE_STYLES[JobState(state)])
 
 
 def example_sort(text: str) -> ExampleSort:

@@ -24,6 +24,8 @@ from service.schemas import (
     LogView,
     MetricsView,
 )
+from service.studies.study_spec import StudySpec
+from service.study_schemas import StudyComparison, StudyPage, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord, Progress
 from trainer.spec import JobSpec
 
@@ -36,13 +38,14 @@ FIRST_RANK: Final = "rank_0000"
 _Answer = TypeVar("_Answer")
 
 _JOBS: Final = f"{API}/jobs"
+_STUDIES: Final = f"{API}/studies"
 _LOGS: Final = TypeAdapter(list[LogView])
 _LABEL_NOISE: Final = TypeAdapter(list[LabelNoiseRecord])
 
 
 def submit(spec: JobSpec, key: str | None) -> Call[JobView]:
     """Submit a job."""
-    return Call("POST", _JOBS, JobView.model_validate_json, body=spec.model_dump_json().encode(), key=key or _new_key())
+    return Call("POST", _JOBS, JobView.model_validate_json, body=spec.model_dump_json().encode(), key=_key(key))
 
 
 def job(job_id: str) -> Call[JobView]:
@@ -50,9 +53,11 @@ def job(job_id: str) -> Call[JobView]:
     return Call("GET", _job(job_id), JobView.model_validate_json)
 
 
-def jobs(state: JobState | None, name: str | None, method: str | None, page: int) -> Pages[JobPage, JobView]:
+def jobs(
+    *, state: JobState | None, name: str | None, method: str | None, study: str | None, page: int
+) -> Pages[JobPage, JobView]:
     """Jobs, newest first."""
-    params: Params = {"state": state, "name": name, "method": method, "limit": page}
+    params: Params = {"state": state, "name": name, "method": method, "study": study, "limit": page}
     first = Call("GET", _JOBS, JobPage.model_validate_json, params=params)
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
@@ -119,13 +124,48 @@ def examples(
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
 
-def _new_key() -> str:
+def create_study(study: StudySpec, key: str | None) -> Call[StudyView]:
+    """Create a study with all its jobs."""
+    return Call("POST", _STUDIES, StudyView.model_validate_json, body=study.model_dump_json().encode(), key=_key(key))
+
+
+def study(study_id: str) -> Call[StudyView]:
+    """A study with its jobs."""
+    return Call("GET", _study(study_id), StudyView.model_validate_json)
+
+
+def studies(page: int) -> Pages[StudyPage, StudySummary]:
+    """Studies, newest first."""
+    first = Call("GET", _STUDIES, StudyPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def cancel_study(study_id: str) -> Call[StudyView]:
+    """Cancel all jobs of a study; to ask twice is to ask once."""
+    return Call("POST", _study(study_id, "cancel"), StudyView.model_validate_json)
+
+
+def comparison(study_id: str) -> Call[StudyComparison]:
+    """The points of a study, compared."""
+    return Call("GET", _study(study_id, "comparison"), StudyComparison.model_validate_json)
+
+
+def comparison_csv(study_id: str) -> Call[str]:
+    """The same as a table."""
+    return Call("GET", _study(study_id, "comparison"), bytes.decode, params={"format": "csv"})
+
+
+def _key(given: str | None) -> str:
     """Names one request, so that the service knows it when it is sent again."""
-    return uuid.uuid4().hex
+    return given or uuid.uuid4().hex
 
 
 def _job(job_id: str, *below: str) -> str:
     return "/".join((_JOBS, quote(job_id, safe=""), *below))
+
+
+def _study(study_id: str, *below: str) -> str:
+    return "/".join((_STUDIES, quote(study_id, safe=""), *below))
 
 
 def _more(name: str, cursor: str | int | None) -> Params | None:

@@ -18,6 +18,8 @@ from service.client.retry import Outcome, Patience, Retry
 from service.client.routes import FIRST_RANK, Happening
 from service.jobs.states import JobState
 from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogPiece, LogView, MetricsView
+from service.studies.study_spec import StudySpec
+from service.study_schemas import StudyComparison, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord
 from trainer.spec import JobSpec
 
@@ -69,10 +71,11 @@ class Client:
         state: JobState | None = None,
         name: str | None = None,
         method: str | None = None,
+        study: str | None = None,
         page: int = 100,
     ) -> Iterator[JobView]:
-        """All jobs that match, newest first; asks for a page of this size at a time."""
-        return self._walk(routes.jobs(state, name, method, page))
+        """All jobs that match (`study`: by its id), newest first; asks for a page of this size at a time."""
+        return self._walk(routes.jobs(state=state, name=name, method=method, study=study, page=page))
 
     def cancel(self, job_id: str) -> JobView:
         """Ask a job to stop."""
@@ -127,6 +130,30 @@ class Client:
         return self._walk(
             routes.examples(job_id, sort=sort, order=order, epoch=epoch, given_label=given_label, page=page)
         )
+
+    def create_study(self, study: StudySpec, idempotency_key: str | None = None) -> StudyView:
+        """Create a study with all its jobs. With the key of a study of yours, it is that study again."""
+        return self._ask(routes.create_study(study, idempotency_key))
+
+    def study(self, study_id: str) -> StudyView:
+        """A study with its jobs."""
+        return self._ask(routes.study(study_id))
+
+    def studies(self, *, page: int = 100) -> Iterator[StudySummary]:
+        """All studies, newest first; asks for a page of this size at a time."""
+        return self._walk(routes.studies(page))
+
+    def cancel_study(self, study_id: str) -> StudyView:
+        """Ask all jobs of a study to stop."""
+        return self._ask(routes.cancel_study(study_id))
+
+    def comparison(self, study_id: str) -> StudyComparison:
+        """The points of a study, compared: spread over their seeds, and the best one for each method."""
+        return self._ask(routes.comparison(study_id))
+
+    def comparison_csv(self, study_id: str) -> str:
+        """The same as CSV: a row for each point."""
+        return self._ask(routes.comparison_csv(study_id))
 
     def _ask(self, call: Call[_Answer]) -> _Answer:
         patience = Patience.with_request(self._retry)
