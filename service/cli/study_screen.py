@@ -101,12 +101,13 @@ def counts(study: StudySummary) -> str:
 
 def _figures(point: PointComparison, *, averaged: bool, with_spread: bool) -> Iterator[str]:
     val, test = _split(point.val, averaged=averaged), _split(point.test, averaged=averaged)
-    for spread, form in (
-        (val and val.accuracy, ".1%"),
-        (test and test.accuracy, ".1%"),
-        (test and test.nll, ".3f"),
-        (test and test.ece, ".3f"),
-    ):
+    spreads = (
+        (None if val is None else val.accuracy, ".1%"),
+        (None if test is None else test.accuracy, ".1%"),
+        (None if test is None else test.nll, ".3f"),
+        (None if test is None else test.ece, ".3f"),
+    )
+    for spread, form in spreads:
         yield _NONE if spread is None else spread_text(spread, form, with_spread=with_spread)
 
 
