@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,18 +19,24 @@ from service.api.context import Context
 from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, logs, results
+from service.api.routes import events, health, internal, jobs, logs, results, studies
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
-from service.control.reconciler import Reconciler, World
+from service.control.failpoints import arm
+from service.control.leadership import Leadership
+from service.control.reconciler import World
+from service.control.reconciler_thread import Reconciler
+from service.jobs.records import TenantLimits
 from service.results.logs import Logs
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
+from service.store.leases import Leases
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 
 _DESCRIPTION = """\
@@ -68,7 +75,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.add_middleware(Gate)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results):
+    for module in (jobs, events, logs, results, studies):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -82,16 +89,41 @@ def begin_shutdown(app: FastAPI) -> None:
 
 
 def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+    arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
     launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
-    policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
-    reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
+    limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
+    world = World(store, launcher, folders, _policy(settings), limits)
+    leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
+    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
     tokens = Tokens(engine)
-    results, logs = Results(folders), Logs(folders)
-    return Context(settings, store, launcher, reconciler, results, logs, tokens, Authenticator(tokens), closing)
+    return Context(
+        settings,
+        store,
+        Studies(engine),
+        launcher,
+        reconciler,
+        Results(folders),
+        Logs(folders),
+        tokens,
+        Authenticator(tokens),
+        closing,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        cancel_grace_s=settings.cancel_grace_s,
+        cancel_checkpoint_s=settings.cancel_checkpoint_s,
+        lost_after_s=settings.lost_after_s,
+        start_timeout_s=settings.start_timeout_s,
+        linger_s=settings.linger_s,
+        retry_backoff_s=settings.retry_backoff_s,
+        retry_backoff_max_s=settings.retry_backoff_max_s,
+    )
 
 
 def _close(context: Context) -> None:

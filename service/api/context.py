@@ -13,13 +13,14 @@ from service.access.authenticator import Authenticator
 from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
 from service.cluster.launcher import Launcher
-from service.control.reconciler import Reconciler
+from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
 from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 
 
@@ -29,6 +30,7 @@ class Context:
 
     settings: Settings
     store: Store
+    studies: Studies
     launcher: Launcher
     reconciler: Reconciler
     results: Results

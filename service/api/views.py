@@ -12,6 +12,11 @@ def job_path(job_id: str) -> str:
     return f"{API}/jobs/{job_id}"
 
 
+def study_path(study_id: str) -> str:
+    """Path of a study in the API."""
+    return f"{API}/studies/{study_id}"
+
+
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
     """A job as the API shows it."""
     path = job_path(job.id)

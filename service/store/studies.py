@@ -100,14 +100,16 @@ class Studies:
     def cancel(self, study_id: str, now: datetime, mode: CancelMode = "graceful") -> StudyRecord:
         """Cancel all jobs of a study that wait and ask all that run to stop, at once: none starts in between.
 
-        Asked again with `now`, those that wind down are hurried.
+        One that has ended stays as it is. Asked again with `now`, jobs that wind down are hurried.
         """
         this = (jobs.c.study_id == study_id, jobs.c.state.in_(sorted(LIVE_STATES)))
         with self._writing.begin() as connection:
-            first = func.coalesce(studies.c.cancelled_at, now)
-            connection.execute(update(studies).where(studies.c.id == study_id).values(cancelled_at=first))
-            for job in _lock(connection, *this):
+            found = _lock(connection, *this)
+            for job in found:
                 _ask_to_stop(connection, job, mode, Reason.STUDY_CANCELLED, now)
+            if found:
+                first = func.coalesce(studies.c.cancelled_at, now)
+                connection.execute(update(studies).where(studies.c.id == study_id).values(cancelled_at=first))
             return _get(connection, study_id)
 
     # ------------------------------------------------------------------------------------------------ early stopping
@@ -121,15 +123,17 @@ class Studies:
         with self._engine.begin() as connection:
             return [(study_id, AshaSpec.model_validate(spec)) for study_id, spec in connection.execute(query)]
 
-    def epochs(self, study_id: str, epochs: Collection[int]) -> list[EpochValue]:
+    def num_told(self, study_id: str, epochs: Collection[int]) -> int:
+        """How many entries `told` has."""
+        query = select(func.count()).select_from(_EVENTS_OF_JOBS).where(*_told(study_id, epochs))
+        with self._engine.begin() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def told(self, study_id: str, epochs: Collection[int]) -> list[EpochValue]:
         """What a study's jobs told after any of these epochs, in the order they told it."""
         num_epochs = jobs.c.spec["schedule"]["epochs"].as_integer()
-        query = (
-            select(jobs.c.id, jobs.c.study_index, job_events.c.epoch, num_epochs, job_events.c.metrics)
-            .join(jobs, jobs.c.id == job_events.c.job_id)
-            .where(jobs.c.study_id == study_id, job_events.c.epoch.in_(epochs))
-            .order_by(job_events.c.id)
-        )
+        columns = (jobs.c.id, jobs.c.study_index, job_events.c.epoch, num_epochs, job_events.c.metrics)
+        query = select(*columns).select_from(_EVENTS_OF_JOBS).where(*_told(study_id, epochs)).order_by(job_events.c.id)
         with self._engine.begin() as connection:
             return [EpochValue(*row[:4], row[4] or {}) for row in connection.execute(query)]
 
@@ -188,6 +192,11 @@ def _study(row: RowMapping) -> StudyRecord:
     return StudyRecord(row["id"], row["tenant"], spec, row["created_at"], row["cancelled_at"])
 
 
+def _told(study_id: str, epochs: Collection[int]) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.study_id == study_id, job_events.c.epoch.in_(epochs)
+
+
+_EVENTS_OF_JOBS = jobs.join(job_events, jobs.c.id == job_events.c.job_id)
 _JOB_COLUMNS = ("id", "study_index", "name", "method", "state", "reason", "message", "progress")
 
 

@@ -15,6 +15,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.ids import new_id
 from service.jobs.records import (
     AttemptRecord,
@@ -79,7 +80,9 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
         update_attempt(connection, change.job_id, change.attempt, end)
     if change.next_attempt:
         _insert_attempt(connection, change.job_id, change.attempt + 1, now)
+    failpoint(Failpoint.MOVE_BEFORE_EVENT)
     insert_state_event(connection, change, now)
+    failpoint(Failpoint.MOVE_AFTER_EVENT)
 
 
 def insert_job(connection: Connection, submission: Submission, now: datetime, job_id: str | None = None) -> str:

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from service.jobs.states import LIVE_STATES, JobState, Reason
 
+EARLY_STOPPED = (JobState.CANCELLED, Reason.EARLY_STOPPED)
+"""What a job is that early stopping has ended."""
+
 JobCounts = Mapping[tuple[JobState, Reason], int]
 """How many jobs of a study are in a state for a reason."""
 
@@ -25,7 +28,7 @@ class StudyState(StrEnum):
     FAILED = "FAILED"
     """All have ended, and some have failed."""
     CANCELLED = "CANCELLED"
-    """All have ended, and the study, or some job, was cancelled."""
+    """All have ended, and some were cancelled."""
 
 
 def study_state(counts: JobCounts, *, cancelled: bool) -> StudyState:
@@ -35,14 +38,11 @@ def study_state(counts: JobCounts, *, cancelled: bool) -> StudyState:
         if cancelled:
             return StudyState.CANCELLING
         return StudyState.QUEUED if states == {JobState.QUEUED} else StudyState.RUNNING
-    if cancelled or any(s is JobState.CANCELLED and reason is not Reason.EARLY_STOPPED for s, reason in counts):
+    if any(kind != EARLY_STOPPED and kind[0] is JobState.CANCELLED for kind in counts):
         return StudyState.CANCELLED
     return StudyState.FAILED if JobState.FAILED in states else StudyState.SUCCEEDED
 
 
 def num_early_stopped(counts: JobCounts) -> int:
     """Jobs that early stopping has ended."""
-    return sum(num for (state, reason), num in counts.items() if (state, reason) == EARLY_STOPPED)
-
-
-EARLY_STOPPED = (JobState.CANCELLED, Reason.EARLY_STOPPED)
+    return counts.get(EARLY_STOPPED, 0)
