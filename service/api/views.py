@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from service.jobs.records import EventRecord, JobRecord
+from service.jobs.records import AttemptRecord, EventRecord, JobRecord
 from service.results.logs import LogFile, Piece
-from service.schemas import API, EventView, JobView, Links, LogLinks, LogPiece, LogView
+from service.schemas import API, AttemptView, EventView, JobView, Links, LogLinks, LogPiece, LogView
 
 
 def job_path(job_id: str) -> str:
@@ -19,13 +19,6 @@ def study_path(study_id: str) -> str:
 
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
     """A job as the API shows it."""
-    path = job_path(job.id)
-    links = {
-        "self": path,
-        "events": f"{path}/events",
-        "logs": f"{path}/logs",
-        "mlflow": _mlflow_link(job, mlflow_uri),
-    }
     return JobView(
         id=job.id,
         name=job.spec.name,
@@ -33,14 +26,34 @@ def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
         reason=job.reason,
         message=job.message,
         method=job.spec.method.kind,
+        priority=job.spec.scheduling.priority,
         attempt=job.attempt,
+        num_failures=job.num_failures,
+        not_before=job.not_before,
+        deadline_at=job.deadline_at,
+        cancel_mode=job.cancel_mode,
+        retry_of=job.retry_of,
+        study_id=job.study_id,
         created_at=job.created_at,
         updated_at=job.updated_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
         progress=job.progress,
         spec=job.spec,
-        links=Links.model_validate(links),
+        links=_links(job, mlflow_uri),
+    )
+
+
+def attempt_view(attempt: AttemptRecord) -> AttemptView:
+    """An attempt as the API shows it."""
+    return AttemptView(
+        number=attempt.number,
+        created_at=attempt.created_at,
+        submitted_at=attempt.submitted_at,
+        heartbeat_at=attempt.heartbeat_at,
+        ended_at=attempt.ended_at,
+        reason=attempt.reason,
+        message=attempt.message,
     )
 
 
@@ -74,6 +87,12 @@ def log_view(job_id: str, file: LogFile) -> LogView:
 def log_piece_view(name: str, piece: Piece) -> LogPiece:
     """A piece of a log as it is streamed."""
     return LogPiece(attempt=piece.start.attempt, name=name, offset=piece.start.offset, text=piece.text)
+
+
+def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
+    path = job_path(job.id)
+    links = {"self": path, "events": f"{path}/events", "logs": f"{path}/logs", "attempts": f"{path}/attempts"}
+    return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `examples`: a job from its spec to its results."""
+"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `retry`, `examples`: a job from its spec to its results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from service.cli.session import job_id_of, print_json, print_json_list, session
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.schemas import JobView
 
 app = typer.Typer()
 
@@ -38,21 +39,10 @@ def submit_command(
       hush submit examples/clothing-photos-ivon.yaml --follow
       hush submit job.yaml --set method.lr=0.1 --set schedule.epochs=3
     """
-    from service.cli.follow import follow_job
     from service.cli.spec_file import read_job
-    from service.schemas import API
 
     with session(url, home) as client:
-        job = client.submit(read_job(spec, overrides or []))
-        if follow:
-            code = follow_job(client, job, as_json=as_json)
-            raise typer.Exit(code)
-        if as_json:
-            print_json(job)
-        else:
-            typer.echo(f"{job.name} submitted as {job.id}")
-            typer.echo(f"  follow   hush events {job.id} --follow")
-            typer.echo(f"  API      {client.url}{API}/jobs/{job.id}")
+        _show_submitted(client, client.submit(read_job(spec, overrides or [])), follow=follow, as_json=as_json)
 
 
 @app.command("jobs")
@@ -133,14 +123,39 @@ def events_command(
 
 
 @app.command("cancel")
-def cancel_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
-    """Ask a job to stop. What it has by then is kept."""
+def cancel_command(
+    job: Job,
+    *,
+    now: Annotated[bool, typer.Option("--now", help="At once, without a last checkpoint.")] = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Ask a job to stop, after a last checkpoint. What it has by then is kept.
+
+    Example: hush cancel clothing-photos-ivon --now
+    """
     with session(url, home) as client:
-        cancelled = client.cancel(job_id_of(client, job))
+        cancelled = client.cancel(job_id_of(client, job), "now" if now else "graceful")
     if as_json:
         print_json(cancelled)
     else:
         typer.echo(f"{cancelled.name} is {cancelled.state}")
+
+
+@app.command("retry")
+def retry_command(
+    job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
+) -> None:
+    """Train a job on that has failed or was cancelled.
+
+    That is a new job with the same spec, which goes on from the old one's last checkpoint. Exit codes with --follow as
+    those of `hush submit --follow`.
+
+    Example: hush retry clothing-photos-ivon --follow
+    """
+    with session(url, home) as client:
+        _show_submitted(client, client.retry(job_id_of(client, job)), follow=follow, as_json=as_json)
 
 
 @app.command("examples")
@@ -183,3 +198,17 @@ def _label(client: Client, job_id: str, given_class: str) -> int:
     if given_class not in classes:
         raise ValueError(f"--given-class {given_class!r}: must be one of {', '.join(classes)}")
     return classes.index(given_class)
+
+
+def _show_submitted(client: Client, job: JobView, *, follow: bool, as_json: bool) -> None:
+    from service.cli.follow import follow_job
+    from service.schemas import API
+
+    if follow:
+        raise typer.Exit(follow_job(client, job, as_json=as_json))
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(f"{job.name} submitted as {job.id}")
+        typer.echo(f"  follow   hush events {job.id} --follow")
+        typer.echo(f"  API      {client.url}{API}/jobs/{job.id}")

@@ -16,8 +16,9 @@ from service.client.address import address, find_address
 from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
 from service.client.retry import Outcome, Patience, Retry
 from service.client.routes import FIRST_RANK, Happening
+from service.jobs.records import CancelMode
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogPiece, LogView, MetricsView
+from service.schemas import AttemptView, EventView, ExampleSort, ExampleView, JobView, LogPiece, LogView, MetricsView
 from service.studies.study_spec import StudySpec
 from service.study_schemas import StudyComparison, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord
@@ -77,9 +78,17 @@ class AsyncClient:
         """All jobs that match (`study`: by its id), newest first; asks for a page of this size at a time."""
         return self._walk(routes.jobs(state=state, name=name, method=method, study=study, page=page))
 
-    async def cancel(self, job_id: str) -> JobView:
-        """Ask a job to stop."""
-        return await self._ask(routes.cancel(job_id))
+    async def cancel(self, job_id: str, mode: CancelMode = "graceful") -> JobView:
+        """Ask a job to stop: after a last checkpoint, or with `now` at once and without."""
+        return await self._ask(routes.cancel(job_id, mode))
+
+    async def retry(self, job_id: str, idempotency_key: str | None = None) -> JobView:
+        """Submit a job that is FAILED or CANCELLED again: the new job goes on from its last checkpoint."""
+        return await self._ask(routes.retry(job_id, idempotency_key))
+
+    async def attempts(self, job_id: str) -> list[AttemptView]:
+        """All attempts of a job, the first one first: when each began and ended, and why."""
+        return await self._ask(routes.attempts(job_id))
 
     def events(self, job_id: str, after: int = 0) -> AsyncIterator[EventView]:
         """What happened to a job so far."""

@@ -10,9 +10,13 @@ import httpx_sse
 from pydantic import TypeAdapter
 
 from service.client.calls import Call, Pages, Params, Stream
+from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
     API,
+    AttemptList,
+    AttemptView,
+    CancelRequest,
     EventPage,
     EventView,
     ExamplePage,
@@ -62,9 +66,20 @@ def jobs(
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
 
-def cancel(job_id: str) -> Call[JobView]:
+def cancel(job_id: str, mode: CancelMode) -> Call[JobView]:
     """Ask a job to stop; to ask twice is to ask once."""
-    return Call("POST", _job(job_id, "cancel"), JobView.model_validate_json)
+    body = CancelRequest(mode=mode).model_dump_json().encode()
+    return Call("POST", _job(job_id, "cancel"), JobView.model_validate_json, body=body)
+
+
+def retry(job_id: str, key: str | None) -> Call[JobView]:
+    """Submit a job that has ended again."""
+    return Call("POST", _job(job_id, "retry"), JobView.model_validate_json, key=_key(key))
+
+
+def attempts(job_id: str) -> Call[list[AttemptView]]:
+    """All attempts of a job."""
+    return Call("GET", _job(job_id, "attempts"), lambda body: AttemptList.model_validate_json(body).items)
 
 
 def events(job_id: str, after: int) -> Pages[EventPage, EventView]:
