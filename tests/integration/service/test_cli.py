@@ -73,6 +73,30 @@ class TestCommands:
         assert ended(client, job.id).state is JobState.CANCELLED
         assert hush("events", "waits", "--follow")[0] == 1
 
+    def test_cancel_now(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "deaf"))
+        assert json.loads(hush("cancel", "deaf", "--now", "--json")[1])["cancel_mode"] in {"now", "graceful"}
+        assert ended(client, job.id).state is JobState.CANCELLED
+
+    def test_retry(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "breaks"))
+        assert hush("retry", job.id)[0] == 2, "it has not ended"
+        ended(client, job.id)
+        assert json.loads(hush("retry", "breaks", "--json")[1])["retry_of"] == job.id
+        assert hush("retry", job.id, "--follow")[0] == 1, "it fails again"
+
+    def test_jobs_of_a_method(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "waits"))
+        assert [found["id"] for found in json.loads(hush("jobs", "--method", "ivon", "--json")[1])] == [job.id]
+        assert json.loads(hush("jobs", "--method", "sam", "--json")[1]) == []
+
+    def test_without_a_token(self, service: RunningService) -> None:
+        for token in (None, "hush_" + "x" * 43):
+            code, out, err = Hush(service.url, token)("jobs")
+            assert (code, out) == (2, "")
+            assert "HUSH_TOKEN must hold a token" in err
+        assert err.count("\n") == 2
+
 
 def test_ctrl_c_while_following_only_detaches(service: RunningService, client: Client, manifest: Path) -> None:
     job = client.submit(spec(manifest, "waits"))

@@ -87,6 +87,28 @@ def test_refusals_carry_the_problem(client: AnyClient, manifest: Path, tmp_path:
         list(client.follow("0" * 26))
 
 
+def test_a_job_is_stopped_at_once(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "deaf"))
+    running = (e for e in client.follow(job.id) if isinstance(e, EventView) and e.state is JobState.RUNNING)
+    assert next(running)
+    assert client.cancel(job.id).cancel_mode == "graceful"
+    assert client.cancel(job.id, "now").cancel_mode == "now"
+    assert ended(client, job.id).state is JobState.CANCELLED
+    [attempt] = client.attempts(job.id)
+    assert (attempt.number, attempt.ended_at is not None) == (1, True)
+
+
+def test_a_job_is_retried_once_for_each_key(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "breaks"))
+    with pytest.raises(ConflictError):
+        client.retry(client.submit(spec(manifest, "waits")).id)
+    assert ended(client, job.id).state is JobState.FAILED
+    retried = client.retry(job.id, "k")
+    assert (retried.retry_of, retried.spec) == (job.id, job.spec)
+    assert client.retry(job.id, "k").id == retried.id
+    assert client.retry(job.id).id != retried.id
+
+
 FAILING: list[Fault] = ["503", "no answer", "429", "502", "answer lost", "cut", "none"]
 
 
