@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 from data_pipeline.reading.cache import ShardCache
 from trainer import loop
-from trainer.console import ConsoleSupervisor
+from trainer.console import ConsoleSupervisor, headline
 from trainer.errors import SpecRejectedError
 from trainer.heartbeat import HeartbeatSupervisor
 from trainer.ranks import Ranks
@@ -15,6 +16,8 @@ from trainer.replica_process import ReplicaProcess
 from trainer.run_folder import RunFolder
 from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, Progress
 from trainer.supervisor import Order, Supervisor, Unsupervised
+
+log = logging.getLogger(__name__)
 
 
 class _Watchers:
@@ -33,6 +36,7 @@ class _Watchers:
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         self.has_begun = True
+        log.info("training begins%s", f" after epoch {finished_epochs[-1].epoch}" if finished_epochs else "")
         if self._replica is not None:
             self._replica.begin()
         self._watcher.began(finished_epochs)
@@ -41,6 +45,7 @@ class _Watchers:
         self._watcher.progress(progress)
 
     def epoch_finished(self, summary: EpochSummary) -> None:
+        log.info("epoch %d is done: %s", summary.epoch, headline(summary))
         self._watcher.epoch_finished(summary)
         if self._on_epoch is not None:
             self._on_epoch(summary)

@@ -104,11 +104,15 @@ class HeartbeatSupervisor:
             self._answered_s = time.monotonic()
             with self._lock:
                 del self._unacknowledged[: len(summaries)]
-            if reply.action != "continue":  # once told to end, it ends
-                self._order = reply.action
+            self._heed(reply.action)
         elif time.monotonic() - self._answered_s > self._lease_s and self._order == "continue":
             log.warning("stopping: the service at %s has not answered for %.0f s", self._url, self._lease_s)
             self._order = "stop"
+
+    def _heed(self, order: Order) -> None:
+        if order not in {"continue", self._order}:  # once told to end, it ends
+            log.info("the service says: %s", order)
+            self._order = order
 
     def _send(self, beat: Heartbeat) -> HeartbeatReply | None:
         """The service's answer; None if there was none that could be understood."""

@@ -17,16 +17,16 @@ def check_exposure(settings: Settings, host: str) -> None:
     """Raise ValueError if `host` is reached by others while everybody knows a secret, or nobody has a token."""
     if is_loopback(host):
         return
-    weak = weak_secrets(settings)
-    if not weak and not _anybody_may_enter(settings):
+    wrong = weak_secrets(settings)
+    if settings.oidc_issuer is None and not _anybody_has_a_token(settings):
         database = make_url(settings.database).render_as_string(hide_password=True)
-        weak = [f"nobody has a token of {database}; make the first by: hush token create NAME --role admin"]
-    if weak:
-        remedy = "mend that, or listen on 127.0.0.1"
-        raise ValueError("\n".join(f"--host {host} is reached from other machines: {line}" for line in [*weak, remedy]))
+        wrong.append(f"nobody has a token of {database}; make the first by: hush token create NAME --role admin")
+    if wrong:
+        wrong.append("mend that, or listen on 127.0.0.1")
+        raise ValueError("\n".join(f"--host {host} lets other machines in: {line}" for line in wrong))
 
 
-def _anybody_may_enter(settings: Settings) -> bool:
+def _anybody_has_a_token(settings: Settings) -> bool:
     engine = open_engine(settings.database)
     try:
         migrate(engine)

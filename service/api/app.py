@@ -13,13 +13,15 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.access.authenticator import Authenticator
+from service.access.oidc import oidc_of
 from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, logs, results, studies
+from service.api.paging import check_page_size
+from service.api.routes import events, health, internal, jobs, logs, results, studies, tokens
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
@@ -72,10 +74,11 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate)  # the last one added comes first
+    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results, studies):
+    of_every_route = [Depends(read_or_write), Depends(check_page_size)]
+    api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
+    for module in (jobs, events, logs, results, studies, tokens):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -98,19 +101,18 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
     world = World(store, launcher, folders, _policy(settings), limits)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
-    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
-    tokens = Tokens(engine)
+    known = Tokens(engine)
     return Context(
-        settings,
-        store,
-        Studies(engine),
-        launcher,
-        reconciler,
-        Results(folders),
-        Logs(folders),
-        tokens,
-        Authenticator(tokens),
-        closing,
+        settings=settings,
+        store=store,
+        studies=Studies(engine),
+        launcher=launcher,
+        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        results=Results(folders),
+        logs=Logs(folders),
+        tokens=known,
+        authenticator=Authenticator(known, oidc_of(settings)),
+        closing=closing,
     )
 
 

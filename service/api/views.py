@@ -72,6 +72,12 @@ def event_view(event: EventRecord) -> EventView:
     )
 
 
+def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
+    path = job_path(job.id)
+    links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts", "logs": f"{path}/logs"}
+    return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
+
+
 def log_view(job_id: str, file: LogFile) -> LogView:
     """A log as the API lists it."""
     path = f"{job_path(job_id)}/logs"
@@ -87,12 +93,6 @@ def log_view(job_id: str, file: LogFile) -> LogView:
 def log_piece_view(name: str, piece: Piece) -> LogPiece:
     """A piece of a log as it is streamed."""
     return LogPiece(attempt=piece.start.attempt, name=name, offset=piece.start.offset, text=piece.text)
-
-
-def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
-    path = job_path(job.id)
-    links = {"self": path, "events": f"{path}/events", "logs": f"{path}/logs", "attempts": f"{path}/attempts"}
-    return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:

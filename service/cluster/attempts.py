@@ -16,11 +16,15 @@ from service.store.store import Store
 from service.store.writes import hash_token
 from trainer.run_schema import (
     ATTEMPT_FILE,
+    EPOCH_END_METRIC,
     FAILURE_FILE,
+    JOURNAL_FILE,
     RESULT_FILE,
     AttemptContext,
     AttemptFailure,
     AttemptResult,
+    EpochSummary,
+    JournalEntry,
 )
 
 
@@ -98,6 +102,24 @@ def attempt_failure(folder: Path) -> AttemptFailure | None:
     try:
         return AttemptFailure.model_validate_json((folder / FAILURE_FILE).read_bytes())
     except (OSError, ValidationError):
+        return None
+
+
+def finished_epochs(folder: Path) -> tuple[EpochSummary, ...]:
+    """The epochs whose ends stand in an attempt's journal; lines that cannot be read are passed over."""
+    try:
+        lines = (folder / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return ()
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    ends = [entry for entry in entries if EPOCH_END_METRIC in entry.metrics]
+    return tuple(EpochSummary(epoch=entry.epoch, metrics=entry.metrics) for entry in ends)
+
+
+def _entry(line: bytes) -> JournalEntry | None:
+    try:
+        return JournalEntry.model_validate_json(line)
+    except ValidationError:
         return None
 
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar, assert_never
 
-from service.cluster.attempts import AttemptFolders, attempt_failure, result_written_at, verified_result
+from service.cluster.attempts import (
+    AttemptFolders,
+    attempt_failure,
+    finished_epochs,
+    result_written_at,
+    verified_result,
+)
 from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, LaunchRejectedError, Node
 from service.control.decisions import (
     Action,
@@ -42,7 +48,7 @@ from service.jobs.records import (
     Transition,
     WaitingJob,
 )
-from service.jobs.states import JobState, Reason
+from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -228,8 +234,18 @@ class _Look:
         return (self._now - job.state_since).total_seconds() > self._world.policy.lost_after_s
 
     def _move(self, job_id: str, attempt: int, state: JobState, move: Move) -> JobRecord:
+        # What the last heartbeats would have told is made up for at a job's end; until then the next attempt tells it.
+        ends = move.new in TERMINAL_STATES and state is not JobState.QUEUED
         change = Transition(
-            job_id, attempt, state, move.new, move.reason, move.message, move.next_attempt, move.not_before
+            job_id,
+            attempt,
+            state,
+            move.new,
+            move.reason,
+            move.message,
+            next_attempt=move.next_attempt,
+            not_before=move.not_before,
+            epochs=finished_epochs(self._world.folders.path(job_id, attempt)) if ends else (),
         )
         moved = self._store.transition(change, self._now, self._watch.fence)
         logger.info("job %s attempt %d: %s -> %s (%s)", job_id, attempt, state, moved.state, moved.reason)

@@ -140,6 +140,8 @@ class Transition:
     """With next_attempt: when that may start at the earliest."""
     cancel_mode: CancelMode | None = None
     """Of a stop: how."""
+    epochs: tuple[EpochSummary, ...] = ()
+    """Epochs that are finished; the heartbeat that would have told the last ones may have been lost."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Piece:
-    """What was read of a log; `text` may be empty, where one attempt's log ends and the next one's begins."""
+    """What was read of a log."""
 
     text: str
     start: Place

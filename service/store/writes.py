@@ -72,6 +72,8 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
         values["cancel_mode"] = change.cancel_mode
     if change.next_attempt:
         values |= {"attempt": change.attempt + 1, "num_failures": jobs.c.num_failures + 1}
+    if change.epochs:
+        store_epochs(connection, lock_job(connection, change.job_id), change.epochs, now)
     seen = (jobs.c.id == change.job_id, jobs.c.state == change.state, jobs.c.attempt == change.attempt)
     if connection.execute(update(jobs).where(*seen).values(values)).rowcount != 1:
         raise StaleTransitionError(f"job {change.job_id} is not {change.state} in attempt {change.attempt} any more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 
@@ -16,16 +17,20 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
-from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S, POLL_S
+from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S
 from service.api.views import job_view, log_piece_view, log_view
 from service.jobs.records import JobRecord
 from service.jobs.states import TERMINAL_STATES
-from service.results.logs import LOG_NAME, Piece, Place, blocks, byte_range, start_of_last_lines
+from service.results.logs import LOG_NAME, Place, blocks, byte_range, start_of_last_lines
 from service.schemas import FieldProblem, LogView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 TEXT = "text/plain"
+POLL_S = 0.3
+"""Seconds between two looks at a log that is followed."""
+ASK_S = 1.0
+"""Seconds between two questions to the database, whether its job has ended or gone on to another attempt."""
 
 _STREAM_DOC = """\
 One log as it grows, of the current attempt and of those that follow it, until the job has ended. Messages:
@@ -69,7 +74,7 @@ def get_logs(
     log = name or f"rank_{rank:04d}"
     _check(job, place.attempt, log)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(context, job.id, log, place), media_type=EVENT_STREAM, headers=headers)
+    return StreamingResponse(_stream(context, job, log, place), media_type=EVENT_STREAM, headers=headers)
 
 
 @router.get(
@@ -129,32 +134,33 @@ def _check(job: JobRecord, attempt: int, name: str) -> None:
         raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, f"rank = {number}: {wrong.message}", errors=[wrong])
 
 
-def _look(context: Context, job_id: str, name: str, place: Place) -> tuple[JobRecord, Piece | None]:
-    """The job, and the next piece of the log as it is after that."""
-    job = context.store.get(job_id)
-    assert job is not None, "jobs are never deleted"
-    is_over = place.attempt < job.attempt
-    piece = context.logs.read_on(job_id, name, place, is_over=is_over or job.state in TERMINAL_STATES)
-    if piece is None and is_over:
-        piece = Piece("", place, Place(place.attempt + 1, 0))
-    return job, piece
-
-
-async def _stream(context: Context, job_id: str, name: str, place: Place) -> AsyncIterator[bytes]:
-    sent_at = time.monotonic()
+async def _stream(context: Context, job: JobRecord, name: str, place: Place) -> AsyncIterator[bytes]:
+    sent_at = asked_at = time.monotonic()
     while not context.closing.is_set():
-        job, piece = await anyio.to_thread.run_sync(_look, context, job_id, name, place)
+        # A job that has ended, or is at a later attempt, was so before its log is read to the end here.
+        has_ended, is_over = job.state in TERMINAL_STATES, place.attempt < job.attempt
+        read_on = partial(context.logs.read_on, job.id, name, place, is_over=is_over or has_ended)
+        piece = await anyio.to_thread.run_sync(read_on)
         if piece is not None:
-            place = piece.end
-            if piece.text:
-                data = log_piece_view(name, piece).model_dump_json()
-                sent_at = time.monotonic()
-                yield format_sse_event(event="log", id=str(place), data_str=data)
-            continue
-        if job.state in TERMINAL_STATES:
+            place, sent_at = piece.end, time.monotonic()
+            data = log_piece_view(name, piece).model_dump_json()
+            yield format_sse_event(event="log", id=str(place), data_str=data)
+        elif is_over:
+            place = Place(place.attempt + 1, 0)
+        elif has_ended:
             yield format_sse_event(event="end", data_str=job_view(job, context.settings.mlflow_uri).model_dump_json())
             return
-        if time.monotonic() - sent_at >= KEEP_ALIVE_S:
+        elif time.monotonic() - asked_at >= ASK_S:
+            asked_at = time.monotonic()
+            job = await anyio.to_thread.run_sync(_now, context, job)
+        elif time.monotonic() - sent_at >= KEEP_ALIVE_S:
             sent_at = time.monotonic()
             yield KEEPALIVE_COMMENT
-        await anyio.sleep(POLL_S)
+        else:
+            await anyio.sleep(POLL_S)
+
+
+def _now(context: Context, job: JobRecord) -> JobRecord:
+    now = context.store.get(job.id)
+    assert now is not None, "jobs are never deleted"
+    return now

@@ -96,6 +96,7 @@ def test_killed_rank_is_started_again_and_each_epoch_stands_once(tmp_path: Path)
     for rank in range(2):
         log = rank_log(run_dir, rank).read_text()
         assert log.count(f"job job-1, attempt 1, rank {rank} of 2 on ") == 2, "each start writes a line"
+        assert f"epoch {num_epochs} is done: " in log
     assert "attempt 1, driver on " in driver_log(run_dir).read_text()
 
 

@@ -269,6 +269,7 @@ SECONDS = st.none() | st.floats(0, 2000)
     result_age_s=st.floats(0, 100),
 )
 def test_every_move_is_legal_and_every_end_leaves_no_driver(
+    *,
     state: JobState,
     phase: Phase | None,
     outcome: str | None,
