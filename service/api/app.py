@@ -21,11 +21,13 @@ from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
-from service.api.routes import events, health, internal, jobs, logs, results, studies, tokens
+from service.api.routes import events, health, internal, jobs, logs, results, tokens
+from service.api.routes import studies as study_routes
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
+from service.control.early_stop import EarlyStopper
 from service.control.failpoints import arm
 from service.control.leadership import Leadership
 from service.control.reconciler import World
@@ -78,7 +80,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results, studies, tokens):
+    for module in (jobs, events, logs, results, study_routes, tokens):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -99,13 +101,14 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
-    world = World(store, launcher, folders, _policy(settings), limits)
+    studies = Studies(engine)
+    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies))
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     known = Tokens(engine)
     return Context(
         settings=settings,
         store=store,
-        studies=Studies(engine),
+        studies=studies,
         launcher=launcher,
         reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
         results=Results(folders),

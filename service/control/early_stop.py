@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from service.jobs.records import Fence
+from service.jobs.records import Fence, LeaseLostError
 from service.store.studies import Studies
 from service.studies.study_spec import AshaSpec
 
@@ -28,7 +28,12 @@ class EarlyStopper:
         training = self._studies.with_early_stop()
         self._decided = {study_id: self._decided[study_id] for study_id, _ in training if study_id in self._decided}
         for study_id, rule in training:
-            self._attend(study_id, rule, now, fence)
+            try:
+                self._attend(study_id, rule, now, fence)
+            except LeaseLostError:
+                raise
+            except Exception:  # one study's trouble never keeps anybody else from their turn
+                logger.exception("study %s could not be attended to", study_id)
 
     def _attend(self, study_id: str, rule: AshaSpec, now: datetime, fence: Fence | None) -> None:
         from service.studies.asha import hopeless, rungs  # noqa: PLC0415 (a third of a second, which most never need)

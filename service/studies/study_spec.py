@@ -45,7 +45,7 @@ class AshaSpec(Spec):
 
 class StudySpec(Spec):
     """A study: a base job, and what is changed in it. One job for each point of the grid (or grids) and each of
-    `points`, at each seed; at most 1,000.
+    `points`, at each seed; the base itself where there is neither; at most 1,000.
 
     A point names fields of the job by dotted path: `method.rho`, or `method` as a whole. Choosing another `kind`
     (`method.kind: ivon`) drops the base's fields of the kind before.
@@ -70,8 +70,8 @@ class StudySpec(Spec):
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """All grids, also where there is one or none."""
-        return (self.grid,) if isinstance(self.grid, dict) else self.grid
+        """All grids that have fields, also where there is one or none."""
+        return tuple(grid for grid in ((self.grid,) if isinstance(self.grid, dict) else self.grid) if grid)
 
     @model_validator(mode="after")
     def _is_text(self) -> Self:

@@ -17,6 +17,7 @@ from service.api.study_views import study_summary, study_view
 from service.api.views import study_path
 from service.jobs.ids import is_id
 from service.jobs.records import IdempotencyConflictError
+from service.schemas import CancelRequest
 from service.studies.comparison import ComparedJob, compare
 from service.studies.comparison_csv import comparison_csv
 from service.studies.expansion import expand
@@ -107,12 +108,19 @@ def get_study(study: KnownStudy, context: InContext) -> StudyView:
 
 
 @router.post(
-    "/{study_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=problems(404, 409), summary="Cancel a study's jobs"
+    "/{study_id}/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=problems(400, 404, 409, 413, 422),
+    summary="Cancel a study's jobs",
 )
-def cancel_study(study: KnownStudy, context: InContext) -> StudyView:
-    """Cancel all jobs that wait and ask all that run to stop, in one step. Those that have ended stay as they are. To
-    repeat it is fine."""
-    cancelled = context.studies.cancel(study.id, datetime.now(UTC))
+def cancel_study(study: KnownStudy, context: InContext, request: CancelRequest | None = None) -> StudyView:
+    """Cancel all jobs that wait and ask all that run to stop, in one step: after a last checkpoint or, with
+    `{"mode": "now"}`, at once.
+
+    Jobs that have ended stay as they are. To repeat it is fine, and hurries a graceful stop if it says `now`.
+    """
+    mode = (request or CancelRequest()).mode
+    cancelled = context.studies.cancel(study.id, datetime.now(UTC), mode)
     view = study_view(cancelled, context.studies.jobs(study.id))
     if view.state in {StudyState.SUCCEEDED, StudyState.FAILED}:
         raise ProblemError(HTTPStatus.CONFLICT, f"The study has ended: it is {view.state}.")
