@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import access, jobs, logs, production, studies
+from service.cli import jobs, logs, production, studies, tenants, tokens
 from service.cli.options import AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
@@ -36,8 +36,8 @@ app.add_typer(logs.app)
 app.add_typer(studies.app, name="study")
 app.add_typer(production.app)
 app.add_typer(data_app, name="data")
-app.add_typer(access.token_app, name="token")
-app.add_typer(access.tenant_app, name="tenant")
+app.add_typer(tokens.app, name="token")
+app.add_typer(tenants.app, name="tenant")
 
 
 @app.command("serve")

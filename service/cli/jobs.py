@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Follow, Home, Job, Limit, Overrides, Url
+from service.cli.options import AsJson, Follow, Home, Job, Limit, Now, Overrides, Url
 from service.cli.session import job_id_of, print_json, print_json_list, session
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def events_command(
 def cancel_command(
     job: Job,
     *,
-    now: Annotated[bool, typer.Option("--now", help="At once, without a last checkpoint.")] = False,
+    now: Now = False,
     as_json: AsJson = False,
     url: Url = None,
     home: Home = None,

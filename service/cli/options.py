@@ -22,6 +22,7 @@ Job = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, or a name:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Watch until the job has ended; Ctrl-C only detaches.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
+Now = Annotated[bool, typer.Option("--now", help="At once, without a last checkpoint.")]
 NumCpus = Annotated[int | None, typer.Option(min=1, help="CPUs that jobs may use in all.", show_default="all")]
 Overrides = Annotated[
     list[str] | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Home, Limit, Overrides, Url
+from service.cli.options import AsJson, Home, Limit, Now, Overrides, Url
 from service.cli.session import print_json, print_json_list, session
 
 if TYPE_CHECKING:
@@ -111,12 +111,14 @@ def show_command(
 
 
 @app.command("cancel")
-def cancel_command(study: Study, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
-    """Ask all jobs of a study to stop. What they have by then is kept, and compared."""
+def cancel_command(
+    study: Study, *, now: Now = False, as_json: AsJson = False, url: Url = None, home: Home = None
+) -> None:
+    """Ask all jobs of a study to stop, each after a last checkpoint. What they have by then is kept."""
     from service.cli.study_screen import counts
 
     with session(url, home) as client:
-        cancelled = client.cancel_study(_study_id(client, study))
+        cancelled = client.cancel_study(_study_id(client, study), "now" if now else "graceful")
     if as_json:
         print_json(cancelled)
     else:

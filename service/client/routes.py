@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import httpx_sse
 from pydantic import TypeAdapter
 
+from service.access.roles import Role
 from service.client.calls import Call, Pages, Params, Stream
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
@@ -27,6 +29,10 @@ from service.schemas import (
     LogPiece,
     LogView,
     MetricsView,
+    NewTokenView,
+    TokenPage,
+    TokenView,
+    WhoamiView,
 )
 from service.studies.study_spec import StudySpec
 from service.study_schemas import StudyComparison, StudyPage, StudySummary, StudyView
@@ -43,6 +49,7 @@ _Answer = TypeVar("_Answer")
 
 _JOBS: Final = f"{API}/jobs"
 _STUDIES: Final = f"{API}/studies"
+_TOKENS: Final = f"{API}/tokens"
 _LOGS: Final = TypeAdapter(list[LogView])
 _LABEL_NOISE: Final = TypeAdapter(list[LabelNoiseRecord])
 
@@ -155,9 +162,10 @@ def studies(page: int) -> Pages[StudyPage, StudySummary]:
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
 
-def cancel_study(study_id: str) -> Call[StudyView]:
+def cancel_study(study_id: str, mode: CancelMode) -> Call[StudyView]:
     """Cancel all jobs of a study; to ask twice is to ask once."""
-    return Call("POST", _study(study_id, "cancel"), StudyView.model_validate_json)
+    body = CancelRequest(mode=mode).model_dump_json().encode()
+    return Call("POST", _study(study_id, "cancel"), StudyView.model_validate_json, body=body)
 
 
 def comparison(study_id: str) -> Call[StudyComparison]:
@@ -168,6 +176,28 @@ def comparison(study_id: str) -> Call[StudyComparison]:
 def comparison_csv(study_id: str) -> Call[str]:
     """The same as a table."""
     return Call("GET", _study(study_id, "comparison"), bytes.decode, params={"format": "csv"})
+
+
+def create_token(name: str, role: Role, expires_in_s: int | None) -> Call[NewTokenView]:
+    """Make a token. To make two is not to make one: a lost answer is not asked for again."""
+    body = json.dumps({"name": name, "role": role, "expires_in_s": expires_in_s}).encode()
+    return Call("POST", _TOKENS, NewTokenView.model_validate_json, body=body, repeatable=False)
+
+
+def tokens(page: int) -> Pages[TokenPage, TokenView]:
+    """Tokens of the tenant, newest first."""
+    first = Call("GET", _TOKENS, TokenPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def revoke_token(token_id: str) -> Call[TokenView]:
+    """Make a token worthless."""
+    return Call("DELETE", f"{_TOKENS}/{quote(token_id, safe='')}", TokenView.model_validate_json)
+
+
+def whoami() -> Call[WhoamiView]:
+    """Whom the service takes us for."""
+    return Call("GET", f"{API}/whoami", WhoamiView.model_validate_json)
 
 
 def _key(given: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeVar
 import httpx
 import httpx_sse
 
+from service.access.roles import Role
 from service.client import routes
 from service.client.address import address, find_address
 from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
@@ -18,7 +19,19 @@ from service.client.retry import Outcome, Patience, Retry
 from service.client.routes import FIRST_RANK, Happening
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
-from service.schemas import AttemptView, EventView, ExampleSort, ExampleView, JobView, LogPiece, LogView, MetricsView
+from service.schemas import (
+    AttemptView,
+    EventView,
+    ExampleSort,
+    ExampleView,
+    JobView,
+    LogPiece,
+    LogView,
+    MetricsView,
+    NewTokenView,
+    TokenView,
+    WhoamiView,
+)
 from service.studies.study_spec import StudySpec
 from service.study_schemas import StudyComparison, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord
@@ -152,9 +165,9 @@ class Client:
         """All studies, newest first; asks for a page of this size at a time."""
         return self._walk(routes.studies(page))
 
-    def cancel_study(self, study_id: str) -> StudyView:
-        """Ask all jobs of a study to stop."""
-        return self._ask(routes.cancel_study(study_id))
+    def cancel_study(self, study_id: str, mode: CancelMode = "graceful") -> StudyView:
+        """Ask all jobs of a study to stop: after a last checkpoint each, or with `now` at once and without."""
+        return self._ask(routes.cancel_study(study_id, mode))
 
     def comparison(self, study_id: str) -> StudyComparison:
         """The points of a study, compared: spread over their seeds, and the best one for each method."""
@@ -163,6 +176,25 @@ class Client:
     def comparison_csv(self, study_id: str) -> str:
         """The same as CSV: a row for each point."""
         return self._ask(routes.comparison_csv(study_id))
+
+    def create_token(self, name: str, role: Role, *, expires_in_s: int | None) -> NewTokenView:
+        """Make a token of our tenant, as an admin of it; `expires_in_s=None`: good until it is revoked.
+
+        The answer holds the token, and nothing shows it again: if it is lost on the way, revoke that token by its id.
+        """
+        return self._ask(routes.create_token(name, role, expires_in_s))
+
+    def tokens(self, *, page: int = 100) -> Iterator[TokenView]:
+        """All tokens of our tenant, newest first, with those that are good no longer."""
+        return self._walk(routes.tokens(page))
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        """Make a token worthless, at once and for ever."""
+        return self._ask(routes.revoke_token(token_id))
+
+    def whoami(self) -> WhoamiView:
+        """Whom the service takes us for."""
+        return self._ask(routes.whoami())
 
     def _ask(self, call: Call[_Answer]) -> _Answer:
         patience = Patience.with_request(self._retry)
