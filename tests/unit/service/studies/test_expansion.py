@@ -132,8 +132,10 @@ def test_a_part_that_was_null_is_made() -> None:
         (
             {"points": [{"method.k": 3}]},
             [
-                "method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho"
-                " (job 0: method.k=3)",
+                (
+                    "method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho"
+                    " (job 0: method.k=3)"
+                ),
             ],
         ),
         ({"points": [{"seed.x": 1}]}, ["seed = {'x': 1}: must be a valid integer (job 0: seed.x=1)"]),
