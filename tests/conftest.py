@@ -1,4 +1,4 @@
-"""What tests of several kinds share: one local Ray for the whole session."""
+"""What tests of several kinds share: one local Ray and one PostgreSQL for the whole session."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from postgres_server import PostgresServer, postgres_server
 from pydantic import SecretStr
 
 from service.cluster.launcher import LauncherUnavailableError
 from service.cluster.ray_launcher import RayLauncher
 from service.embedded.local_servers import LocalServer, ray_head
+from service.store.database import migrate, open_engine
 
 
 def pytest_configure() -> None:
@@ -49,6 +51,38 @@ def local_ray() -> Iterator[LocalServer]:
         for process in left:
             process.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[str]:
+    """URL of a PostgreSQL database of the test's own, its schema up to date."""
+    database = postgres.new_database()
+    yield postgres.url(database)
+    postgres.drop(database)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """URL of a SQLite database of the test's own, its schema up to date."""
+    url = f"sqlite:///{tmp_path}/database/hush.db"
+    engine = open_engine(url)
+    migrate(engine)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """URL of a database of the test's own, its schema up to date: the test runs once on each kind of database."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
 
 
 def _answers(server: LocalServer) -> bool:

@@ -8,18 +8,22 @@ from sqlite3 import Connection as SQLiteConnection
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a SQLite connection waits for another one's write."""
 
 _BEGIN = "hush_begin"
+_MIGRATION_LOCK = 0x48757368
+"""Key of PostgreSQL's advisory lock that whoever changes the schema holds."""
 
 
 def open_engine(url: str) -> Engine:
     """An engine for SQLite (write-ahead log, foreign keys, explicit transactions) or PostgreSQL."""
     parsed = make_url(url)
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")  # the driver we bring; SQLAlchemy would look for another
     if parsed.get_backend_name() != "sqlite":
         return create_engine(parsed, pool_pre_ping=True)
     if parsed.database:
@@ -38,6 +42,8 @@ def writing(engine: Engine) -> Engine:
 def migrate(engine: Engine) -> None:
     """Bring the schema up to date; safe when several processes start at once."""
     with as_file(files("service.store") / "migrations") as scripts, writing(engine).begin() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's write lock is held already
+            connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config = Config()
         config.set_main_option("script_location", str(scripts).replace("%", "%%"))
         config.set_main_option("path_separator", "os")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from postgres_server import empty
+from sqlalchemy import Engine
 
 from service.jobs.records import IdempotencyConflictError, StaleTransitionError, Submission, Transition
 from service.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState, Reason, may_become
-from service.store.database import migrate, open_engine
+from service.store.database import open_engine
 from service.store.store import (
     FencedOffError,
     Store,
@@ -32,20 +33,16 @@ SPECS = [JobSpec.model_validate({"name": name, "data": {"manifest": "/m"}}) for 
 class JobsLife(RuleBasedStateMachine):
     """One job, asked all sorts of things; beside it what must be true of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = open_store(Path(self.folder.name))
+        empty(engine)
+        self.store = Store(engine)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.job, _ = self.store.submit(Submission("default", SPECS[0]), self.now)
         self.store.set_token(self.job.id, 1, hash_token("token-1"))
         self.state, self.attempt, self.num_failures = JobState.QUEUED, 1, 0
         self.history = [JobState.QUEUED]
         self.epochs: list[int] = []
-
-    def teardown(self) -> None:
-        self.store.close()
-        self.folder.cleanup()
 
     def _moved(self, new: JobState) -> None:
         self.state = new
@@ -147,17 +144,13 @@ class JobsLife(RuleBasedStateMachine):
 class Submissions(RuleBasedStateMachine):
     """One idempotency key, one job."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = open_store(Path(self.folder.name))
+        empty(engine)
+        self.store = Store(engine)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.by_key: dict[str, tuple[str, JobSpec]] = {}
         self.ids: list[str] = []
-
-    def teardown(self) -> None:
-        self.store.close()
-        self.folder.cleanup()
 
     @rule(key=st.none() | st.sampled_from(["x", "y"]), spec=st.sampled_from(SPECS))
     def submit(self, key: str | None, spec: JobSpec) -> None:
@@ -180,15 +173,19 @@ class Submissions(RuleBasedStateMachine):
         assert [entry.job.id for entry in self.store.live()] == self.ids
 
 
-def open_store(folder: Path) -> Store:
-    engine = open_engine(f"sqlite:///{folder}/hush.db")
-    migrate(engine)
-    return Store(engine)
-
-
 FEW = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
-TestJobsLife = JobsLife.TestCase
-TestJobsLife.settings = FEW
-TestSubmissions = Submissions.TestCase
-TestSubmissions.settings = FEW
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def test_a_jobs_life(engine: Engine) -> None:
+    run_state_machine_as_test(lambda: JobsLife(engine), settings=FEW)
+
+
+def test_submissions(engine: Engine) -> None:
+    run_state_machine_as_test(lambda: Submissions(engine), settings=FEW)
