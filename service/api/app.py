@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import anyio
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
@@ -14,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.errors import install
+from service.api.event_watch import EventWatch
 from service.api.openapi import openapi
 from service.api.routes import events, health, internal, jobs, results
 from service.api.views import API
@@ -25,6 +27,7 @@ from service.control.reconciler import Reconciler, World
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.database import migrate, open_engine
+from service.store.event_log import EventLog
 from service.store.store import Store
 
 _DESCRIPTION = """\
@@ -44,7 +47,10 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         app.state.context = context
         context.reconciler.start()
         try:
-            yield
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(context.watch.run)
+                yield
+                closing.set()
         finally:
             closing.set()
             await anyio.to_thread.run_sync(_close, context)
@@ -82,7 +88,8 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    return Context(settings, store, launcher, reconciler, Results(folders), closing)
+    watch = EventWatch(EventLog(engine), closing)
+    return Context(settings, store, launcher, reconciler, Results(folders), watch, closing)
 
 
 def _close(context: Context) -> None:

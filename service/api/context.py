@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from service.api.errors import ProblemError
+from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
 from service.control.reconciler import Reconciler
 from service.jobs.ids import is_id
@@ -28,6 +29,7 @@ class Context:
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    watch: EventWatch
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 

@@ -94,7 +94,7 @@ class EventWatch:
             except Exception:
                 logger.exception("could not look for events; tries again")
             await anyio.sleep(POLL_S)
-        self._wake(self._followers)
+        self._wake(list(self._followers))
 
     async def _look(self) -> None:
         """Wake the followers of jobs that have changed. A job seen for the first time counts as changed."""
@@ -107,7 +107,7 @@ class EventWatch:
         self._stamps = stamps
         self._wake(changed)
 
-    def _wake(self, job_ids: Mapping[str, set[Follower]] | Sequence[str]) -> None:
-        for job_id in list(job_ids):
+    def _wake(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
             for follower in self._followers.get(job_id, ()):
                 follower.wake()

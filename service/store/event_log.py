@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import batched
 
 from sqlalchemy import Engine, select
 
@@ -50,10 +49,9 @@ class EventLog:
         """The stamps of these jobs: for each, two lookups in an index."""
         last = select(job_events.c.id).where(job_events.c.job_id == jobs.c.id).order_by(job_events.c.id.desc()).limit(1)
         query = select(jobs.c.id, jobs.c.updated_at, last.correlate(jobs).scalar_subquery())
+        batches = (job_ids[start : start + JOBS_PER_QUERY] for start in range(0, len(job_ids), JOBS_PER_QUERY))
         with self._engine.begin() as connection:
-            rows = [
-                row for ids in batched(job_ids, JOBS_PER_QUERY) for row in connection.execute(query.where(jobs.c.id.in_(ids)))
-            ]
+            rows = [row for batch in batches for row in connection.execute(query.where(jobs.c.id.in_(batch)))]
         return {job_id: Stamp(updated_at, last_event_id) for job_id, updated_at, last_event_id in rows}
 
     def news(self, job_id: str, after: int, limit: int) -> News:
