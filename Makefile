@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast check format clean bench-optim bench-step bench-convergence bench-data
+.PHONY: help setup demo serve test test-api test-fast check format clean bench-optim bench-step bench-convergence bench-data
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -19,6 +19,9 @@ serve: setup ## Start the service on this machine and leave it running until Ctr
 
 test: setup ## Run all tests
 	$(RUN)/pytest
+
+test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
+	$(RUN)/pytest tests/api -s --api-examples 40
 
 test-fast: setup ## Run the tests that need no servers (a minute or two)
 	$(RUN)/pytest -m "not slow"

@@ -175,7 +175,7 @@ class FieldProblem(View):
 
     field: str
     """Where, e.g. `method.lr`."""
-    value: str | None
-    """What was sent, shortened."""
     message: str
     """What is allowed."""
+    value: str | None = None
+    """What was sent, shortened; absent where nothing was."""

@@ -22,6 +22,11 @@ from service.embedded.local_servers import LocalServer, ray_head
 from service.store.database import migrate, open_engine
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How large the runs are that `make test` makes small."""
+    parser.addoption("--api-examples", type=int, default=2, help="cases that schemathesis draws for each operation")
+
+
 def pytest_configure() -> None:
     """Let programs that tests start be interrupted: a shell that runs pytest in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
