@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
+
+API: Final = "/api/v1"
+"""What the paths of all routes begin with."""
 
 
 class View(BaseModel):

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from typing import Literal, cast
 
-Fault = Literal["none", "500", "cut", "no answer", "silent", "slow"]
-"""cut: half the body, then no connection. silent: half the body, then nothing. slow: all of it, in small pieces."""
+Fault = Literal["none", "500", "429", "502", "503", "cut", "no answer", "answer lost", "silent", "slow"]
+"""cut: half the body, then no connection. silent: half the body, then nothing. slow: all of it, in small pieces.
+answer lost: the server is asked, but its answer goes nowhere. 429 and 503 bear a Retry-After."""
 ALL_FAULTS: tuple[Fault, ...] = ("500", "none", "cut", "none", "silent", "no answer", "none", "slow", "none")
 _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Passes requests on to `target` (host, port); each GET fails by the next of `faults`, over and over."""
+    """Passes requests on to `target` (host, port); each by a method of `methods` fails by the next of `faults`."""
 
     daemon_threads = True
 
-    def __init__(self, target: tuple[str, int], faults: Iterable[Fault] = ("none",)) -> None:
+    def __init__(
+        self,
+        target: tuple[str, int],
+        faults: Iterable[Fault] = ("none",),
+        *,
+        methods: Collection[str] = ("GET",),
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = target
+        self.methods = methods
         self.counts: Counter[Fault] = Counter()
-        """GETs by what was done to them."""
+        """Requests that could fail by what was done to them."""
         self.requests: list[tuple[str, str, str | None]] = []
         """(method, path, range)."""
         self.set_faults(faults)
@@ -56,6 +65,19 @@ class FaultyProxy(ThreadingHTTPServer):
         self.server_close()
 
 
+def ask(
+    target: tuple[str, int], method: str, path: str, body: bytes, headers: dict[str, str]
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """Ask the real server; its answer, and the body."""
+    upstream = http.client.HTTPConnection(*target, timeout=30)
+    try:
+        upstream.request(method, path, body, headers)
+        answer = upstream.getresponse()
+        return answer, answer.read()
+    finally:
+        upstream.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -65,11 +87,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         proxy = cast("FaultyProxy", self.server)
         proxy.requests.append((self.command, self.path, self.headers.get("Range")))
-        fault = proxy.next_fault() if self.command == "GET" else "none"
+        fault = proxy.next_fault() if self.command in proxy.methods else "none"
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
-            if fault == "500":
-                self.send_error(500)
+            if fault in {"500", "502"}:
+                self.send_error(int(fault))
+            elif fault in {"429", "503"}:
+                self._turn_away(int(fault))
+            elif fault == "answer lost":
+                ask(proxy.target, self.command, self.path, body, dict(self.headers))
+                self.close_connection = True
             elif fault == "no answer":
                 self.close_connection = True
             else:
@@ -81,13 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, target: tuple[str, int], body: bytes) -> bytes:
         """Ask the real server, and give the client the answer's headers; its body is returned."""
-        upstream = http.client.HTTPConnection(*target, timeout=30)
-        try:
-            upstream.request(self.command, self.path, body, dict(self.headers))
-            answer = upstream.getresponse()
-            content = answer.read()
-        finally:
-            upstream.close()
+        answer, content = ask(target, self.command, self.path, body, dict(self.headers))
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in _HOP_BY_HOP:
@@ -96,6 +117,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length or "0")
         self.end_headers()
         return content
+
+    def _turn_away(self, status: int) -> None:
+        problem = {"type": "about:blank", "title": "Not now", "status": status, "detail": "later", "instance": "/"}
+        body = json.dumps(problem).encode()
+        self.send_response(status)
+        self.send_header("Retry-After", "0")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _answer(self, content: bytes, fault: Fault, ended: threading.Event) -> None:
         if fault in {"cut", "silent"}:

@@ -10,16 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from service.access.principal import DEFAULT_TENANT
+from service.access.roles import Role
 from service.api.app import create_app
 from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, Node, Phase
 from service.cluster.ray_launcher import command
 from service.embedded.server import Server
 from service.settings import Settings
+from service.store.database import open_engine
+from service.store.tokens import NewToken, Tokens
 
 STAND_IN_PYTHON = Path(__file__).with_name("stand_in_python.sh")
 
@@ -89,9 +94,20 @@ class RunningService:
     """A service that listens on a free port of this machine."""
 
     client: httpx.Client
+    """Bears `token`."""
     url: str
     settings: Settings
     server: Server
+    tokens: Tokens
+    token: str
+    """Of an admin of the tenant `default`."""
+
+    def new_token(self, role: Role = Role.ADMIN, tenant: str = DEFAULT_TENANT, **changes: Any) -> str:
+        return self.tokens.create(NewToken(tenant, "test", role, **changes), datetime.now(UTC))[1]
+
+    def client_of(self, token: str | None) -> httpx.Client:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
 
     def submit(self, manifest: Path, **changes: Any) -> dict[str, Any]:
         answer = self.client.post("/api/v1/jobs", json=spec_json(manifest, **changes))
@@ -122,21 +138,28 @@ def spec_json(manifest: Path, **changes: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def running_service(home: Path, launcher: Launcher | None, **settings: Any) -> Iterator[RunningService]:
+def running_service(
+    home: Path, launcher: Launcher | None, *, port: int = 0, **settings: Any
+) -> Iterator[RunningService]:
     """Start a service on `home` and stop it at the end; the same home again continues where it was."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     configured = Settings(home=home, public_url=url, reconcile_interval_s=0.1, **settings)
     server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
+    engine = open_engine(configured.database)
     try:
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
-            while not server.started:
-                assert thread.is_alive(), "the service did not start"
-                time.sleep(0.01)
-            yield RunningService(client, url, configured, server)
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            time.sleep(0.01)
+        tokens = Tokens(engine)
+        _, token = tokens.create(NewToken(DEFAULT_TENANT, "test", Role.ADMIN), datetime.now(UTC))
+        headers = {"Authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+            yield RunningService(client, url, configured, server, tokens, token)
     finally:
+        engine.dispose()
         server.stop()
         thread.join(30)
         listener.close()

@@ -9,26 +9,30 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service.access.authenticator import Authenticator
+from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
-from service.api.errors import install
+from service.api.errors import install, problems
 from service.api.event_watch import EventWatch
+from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.routes import events, health, internal, jobs, results
-from service.api.views import API
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
 from service.control.reconciler import Reconciler, World
 from service.results.reader import Results
+from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.store.event_log import EventLog
 from service.store.store import Store
+from service.store.tokens import Tokens
 
 _DESCRIPTION = """\
 Trains image classifiers on noisily labelled data, and shows epoch by epoch how much each example's label is smoothed.
@@ -66,11 +70,13 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    api = APIRouter(prefix=API)
-    for module in (jobs, events, results, internal):
+    api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
+    for module in (jobs, events, results):
         api.include_router(module.router)
     app.include_router(api)
+    app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
     return app
 
@@ -88,8 +94,18 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    watch = EventWatch(EventLog(engine), closing)
-    return Context(settings, store, launcher, reconciler, Results(folders), watch, closing)
+    tokens = Tokens(engine)
+    return Context(
+        settings=settings,
+        store=store,
+        launcher=launcher,
+        reconciler=reconciler,
+        results=Results(folders),
+        tokens=tokens,
+        authenticator=Authenticator(tokens),
+        watch=EventWatch(EventLog(engine), closing),
+        closing=closing,
+    )
 
 
 def _close(context: Context) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
+from service.access.authenticator import Authenticator
+from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
 from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
@@ -18,6 +20,7 @@ from service.jobs.records import JobRecord
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Context:
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    tokens: Tokens
+    authenticator: Authenticator
     watch: EventWatch
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
@@ -43,10 +48,12 @@ def _context(request: Request) -> Context:
 InContext = Annotated[Context, Depends(_context)]
 
 
-def _known_job(job_id: Annotated[str, Path(description="Id of the job.")], context: InContext) -> JobRecord:
-    """The job of the path; what cannot be an id never reaches the database."""
+def _known_job(
+    job_id: Annotated[str, Path(description="Id of the job.")], context: InContext, principal: InPrincipal
+) -> JobRecord:
+    """The job of the path; what cannot be an id never reaches the database, and another tenant's is not there."""
     job = context.store.get(job_id) if is_id(job_id) else None
-    if job is None:
+    if job is None or job.tenant != principal.tenant:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"There is no job {job_id[:40]!r}.")
     return job
 

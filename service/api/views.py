@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from service.jobs.records import EventRecord, JobRecord
-from service.schemas import EventView, JobView, Links
-
-API = "/api/v1"
+from service.schemas import API, EventView, JobView, Links
 
 
 def job_path(job_id: str) -> str:

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from service.cli.demo_report import DemoReport, Timing, job_report, job_timing, print_report
 from service.cli.follow import JobScreen
-from service.client import Happening, HushClient
+from service.client import Client, Happening
+from service.client.address import find_address
 from service.embedded.home import find_server
 from service.embedded.serve import Part, ServeOptions, StopSignals, serve
 from service.jobs.states import JobState
@@ -108,7 +109,8 @@ class _Demo:
         try:
             self.console.print("Handwritten digits, 30% of the training labels wrong; two jobs of 2 workers each\n")
             manifest = self._build()
-            with HushClient(self._await(self.url)) as client:
+            found = find_address({}, self._await(self.url), self.options.home)
+            with Client(found.url, found.token) as client:
                 jobs = [client.submit(spec) for spec in _specs(manifest)]
                 ended = self._watch(client, jobs)
                 self._report(client, ended)
@@ -153,7 +155,7 @@ class _Demo:
         self.say("✓", "data", f"{out}: {counts}", self.timing.data_s)
         return out / "manifest.json"
 
-    def _watch(self, client: HushClient, jobs: Sequence[JobView]) -> list[JobView]:
+    def _watch(self, client: Client, jobs: Sequence[JobView]) -> list[JobView]:
         """Show all jobs at once until all have ended."""
         happenings: queue.Queue[tuple[str, Happening | Exception]] = queue.Queue()
         for job in jobs:
@@ -169,7 +171,7 @@ class _Demo:
                     ended[job_id] = happening
         return [ended[job.id] for job in jobs]
 
-    def _report(self, client: HushClient, jobs: Sequence[JobView]) -> None:
+    def _report(self, client: Client, jobs: Sequence[JobView]) -> None:
         for job in jobs:
             self.timing.jobs[job.name] = job_timing(list(client.events(job.id)))
         reports = [job_report(client, job) for job in jobs]
@@ -192,7 +194,7 @@ class _Demo:
         raise _StoppedError
 
 
-def _follow(client: HushClient, job_id: str, happenings: queue.Queue[tuple[str, Happening | Exception]]) -> None:
+def _follow(client: Client, job_id: str, happenings: queue.Queue[tuple[str, Happening | Exception]]) -> None:
     try:
         for happening in client.follow(job_id):
             happenings.put((job_id, happening))

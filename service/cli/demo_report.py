@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli.screen import duration, examples_table, plain_table
-from service.client import HushClient
+from service.client import Client
 from service.jobs.states import TERMINAL_STATES, JobState
 from service.schemas import EventView, ExampleView, JobView
 from trainer.run_schema import Estimator
@@ -111,7 +111,7 @@ def job_timing(events: Sequence[EventView]) -> JobTiming:
     )
 
 
-def job_report(client: HushClient, job: JobView) -> JobReport:
+def job_report(client: Client, job: JobView) -> JobReport:
     """Ask the service for all that the report says of a job."""
     report = JobReport(id=job.id, name=job.name, state=job.state, message=job.message, mlflow=job.links.mlflow)
     if job.state is not JobState.SUCCEEDED:

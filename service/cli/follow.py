@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from service.cli.screen import duration, event_line, state_text
-from service.client import Happening, HushClient
+from service.client import Client, Happening
 from service.jobs.states import TERMINAL_STATES, JobState
 from service.schemas import EventView, JobView
 from trainer.run_schema import Progress
@@ -83,7 +83,7 @@ class JobScreen:
             self._console.print(Text(f"          {name}").append_text(figures), soft_wrap=True)
 
 
-def follow_job(client: HushClient, job: JobView, *, as_json: bool) -> int:
+def follow_job(client: Client, job: JobView, *, as_json: bool) -> int:
     """Watch a job until it has ended, or Ctrl-C; the exit code."""
     try:
         ended = _follow_json(client, job) if as_json else _follow_screen(client, job)
@@ -95,7 +95,7 @@ def follow_job(client: HushClient, job: JobView, *, as_json: bool) -> int:
     return SUCCEEDED if ended.state is JobState.SUCCEEDED else NOT_SUCCEEDED
 
 
-def _follow_screen(client: HushClient, job: JobView) -> JobView:
+def _follow_screen(client: Client, job: JobView) -> JobView:
     screen = JobScreen([job], Console(highlight=False, stderr=True))
     with screen:
         ended = _watch(client, job, screen)
@@ -108,7 +108,7 @@ def _follow_screen(client: HushClient, job: JobView) -> JobView:
     return ended
 
 
-def _watch(client: HushClient, job: JobView, screen: JobScreen) -> JobView:
+def _watch(client: Client, job: JobView, screen: JobScreen) -> JobView:
     for happening in client.follow(job.id):
         screen.show(job.id, happening)
         if isinstance(happening, JobView):
@@ -116,7 +116,7 @@ def _watch(client: HushClient, job: JobView, screen: JobScreen) -> JobView:
     raise AssertionError("follow ends with the job")
 
 
-def _follow_json(client: HushClient, job: JobView) -> JobView:
+def _follow_json(client: Client, job: JobView) -> JobView:
     """A JSON document a line: `{"event": ..., "data": ...}`; the first is the job as it was."""
     _print_line("job", job)
     for happening in client.follow(job.id):

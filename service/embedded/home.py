@@ -32,6 +32,8 @@ class ServerAddresses(BaseModel):
     ray_url: str
     """Address of Ray's dashboard."""
     pid: int
+    token: str | None = None
+    """What the API asks commands on this machine for; the file is its owner's alone."""
 
 
 def home_folder(home: Path | None = None) -> Path:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path
 
 from service.api.context import InContext
 from service.api.errors import ProblemError
+from service.api.gate import bearer
 from service.api.routes.jobs import json_only
 from service.jobs.ids import is_id
 from service.store.store import FencedOffError, UnknownAttemptError, WrongTokenError
@@ -27,8 +28,8 @@ def take_heartbeat(
     authorization: Annotated[str, Header()] = "",
 ) -> HeartbeatReply:
     """Take in rank 0's heartbeat; the answer says whether to go on. 401, 404 and 409: this attempt must stop."""
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    token = bearer(authorization)
+    if token is None:
         raise _unauthorized()
     if not is_id(job_id):
         raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such attempt.")

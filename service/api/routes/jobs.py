@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.admission import admit
+from service.api.auth import InPrincipal
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
 from service.api.views import job_path, job_view
@@ -19,7 +20,6 @@ from trainer.spec import JobSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-TENANT = "default"
 ID_PATTERN = r"^[0-9a-hjkmnp-tv-z]{26}$"
 
 IdempotencyKey = Annotated[
@@ -50,20 +50,23 @@ def json_only(request: Request) -> None:
     summary="Submit a job",
 )
 def submit_job(
-    spec: JobSpec, context: InContext, response: Response, idempotency_key: IdempotencyKey = None
+    spec: JobSpec,
+    context: InContext,
+    principal: InPrincipal,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Check a job and store it; it starts as soon as the cluster has room. After the 202 it is never lost."""
-    job = _submit(spec, context, idempotency_key)
+    job = _submit(Submission(principal.tenant, spec), context, idempotency_key)
     response.headers["Location"] = job_path(job.id)
     return job_view(job, context.settings.mlflow_uri)
 
 
-def _submit(spec: JobSpec, context: Context, key: str | None) -> JobRecord:
+def _submit(submission: Submission, context: Context, key: str | None) -> JobRecord:
     try:
-        submission = Submission(TENANT, spec)
         if key is not None and (known := context.store.find_submitted(key, submission)):
             return known  # even if its manifest is gone by now
-        admit(spec, context.settings.roots, context.settings.allowed_urls)
+        admit(submission.spec, context.settings.roots, context.settings.allowed_urls)
         job, is_new = context.store.submit(submission, datetime.now(UTC), key)
     except IdempotencyConflictError as error:
         detail = f"The Idempotency-Key was used before for another spec, that of job {error}."
@@ -76,6 +79,7 @@ def _submit(spec: JobSpec, context: Context, key: str | None) -> JobRecord:
 @router.get("", responses=problems(422), summary="List jobs")
 def list_jobs(
     context: InContext,
+    principal: InPrincipal,
     *,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     name: Annotated[str | None, Query(max_length=200, description="Only jobs of exactly this name.")] = None,
@@ -86,7 +90,8 @@ def list_jobs(
     """A page of jobs, newest first."""
     if "\0" in (name or "") + (method or ""):
         return JobPage(items=[])  # no job has such a name, and PostgreSQL refuses to be asked
-    found = context.store.page(JobFilter(state=state, name=name, method=method), limit + 1, cursor)
+    wanted = JobFilter(tenant=principal.tenant, state=state, name=name, method=method)
+    found = context.store.page(wanted, limit + 1, cursor)
     items = [job_view(job, context.settings.mlflow_uri) for job in found[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
 

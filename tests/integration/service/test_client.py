@@ -1,26 +1,27 @@
-"""The client, and the commands on top of it, against a service that really listens."""
+"""The client, sync and async alike, against a service that really listens, and against one that fails."""
 
 from __future__ import annotations
 
 import http.server
-import json
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from awaited_client import AwaitedClient
+from faulty_proxy import Fault, FaultyProxy
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
-from typer.testing import CliRunner
 
-from service.cli import app
 from service.client import (
+    Client,
     ConflictError,
-    HushClient,
     InvalidRequestError,
     NotFoundError,
+    RateLimitedError,
+    Retry,
+    UnavailableError,
     UnexpectedAnswerError,
     UnreachableError,
 )
@@ -29,24 +30,43 @@ from service.schemas import EventView, JobView
 from trainer.run_schema import Progress
 from trainer.spec import JobSpec
 
+QUICK = Retry(max_s=20, first_wait_s=0.01, max_wait_s=0.1)
+NOT_PATIENT = Retry(max_s=0)
+
+AnyClient = Client | AwaitedClient
+Connect = Callable[..., AnyClient]
+
+
+@pytest.fixture(params=[Client, AwaitedClient], ids=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
+    """Makes clients, and closes them."""
+    made: list[AnyClient] = []
+
+    def connect(url: str, token: str | None = None, *, retry: Retry = QUICK) -> AnyClient:
+        made.append(request.param(url, token, retry=retry))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.close()
+
 
 @pytest.fixture
-def client(service: RunningService) -> Iterator[HushClient]:
-    with HushClient(service.url) as client:
-        yield client
+def client(service: RunningService, connect: Connect) -> AnyClient:
+    return connect(service.url)
 
 
 def spec(manifest: Path, name: str = "completes") -> JobSpec:
     return JobSpec.model_validate(spec_json(manifest, name=name))
 
 
-def ended(client: HushClient, job_id: str) -> JobView:
+def ended(client: AnyClient, job_id: str) -> JobView:
     *_, last = client.follow(job_id)
     assert isinstance(last, JobView)
     return last
 
 
-def test_a_job_from_submit_to_metrics(client: HushClient, manifest: Path) -> None:
+def test_a_job_from_submit_to_metrics(client: AnyClient, manifest: Path) -> None:
     job = client.submit(spec(manifest))
     seen = list(client.follow(job.id))
     states = [e.state for e in seen if isinstance(e, EventView) and e.kind == "state"]
@@ -64,22 +84,27 @@ def test_a_job_from_submit_to_metrics(client: HushClient, manifest: Path) -> Non
         list(client.examples(job.id))
 
 
-def test_pages_are_walked(client: HushClient, manifest: Path) -> None:
+def test_pages_are_walked(client: AnyClient, manifest: Path) -> None:
     ids = [client.submit(spec(manifest, f"waits-{n}")).id for n in range(5)]
     assert [job.id for job in client.jobs(page=2)] == ids[::-1]
     assert [job.id for job in client.jobs(name="waits-3")] == [ids[3]]
+    assert [job.id for job in client.jobs(method="ivon", page=5)] == ids[::-1]
+    assert list(client.jobs(method="sam")) == []
+    assert next(client.jobs(page=1)).id == ids[-1], "a walk may be left"
 
 
-def test_a_key_makes_one_job(client: HushClient, manifest: Path) -> None:
+def test_a_key_makes_one_job(client: AnyClient, manifest: Path) -> None:
     assert client.submit(spec(manifest), "k").id == client.submit(spec(manifest), "k").id
     with pytest.raises(ConflictError):
         client.submit(spec(manifest, "breaks"), "k")
     assert client.submit(spec(manifest)).id != client.submit(spec(manifest)).id
 
 
-def test_refusals_carry_the_problem(client: HushClient, manifest: Path, tmp_path: Path) -> None:
+def test_refusals_carry_the_problem(client: AnyClient, manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no job"):
         client.job("0" * 26)
+    with pytest.raises(NotFoundError):
+        client.job("../metrics?x=#")
     with pytest.raises(InvalidRequestError, match=r"data\.manifest") as refused:
         client.submit(spec(tmp_path / "nothing" / "manifest.json"))
     assert refused.value.problem.status == 422
@@ -87,28 +112,102 @@ def test_refusals_carry_the_problem(client: HushClient, manifest: Path, tmp_path
         list(client.follow("0" * 26))
 
 
-def test_following_goes_on_over_a_restart(tmp_path: Path, launcher: SubprocessLauncher, manifest: Path) -> None:
-    """The client is cut off, the service comes back on another port: here by hand, as Last-Event-ID has it."""
-    with running_service(tmp_path / "home", launcher, allowed_roots=(manifest.parent.parent,)) as first:
-        client = HushClient(first.url)
-        job = client.submit(spec(manifest))
-        before = [e for e in client.follow(job.id) if isinstance(e, EventView)]
-        client.close()
-    with running_service(tmp_path / "home", launcher, allowed_roots=(manifest.parent.parent,)) as second:
-        client = HushClient(second.url)
-        after = [e for e in client.follow(job.id, after=before[2].id) if isinstance(e, EventView)]
-        client.close()
-    assert after == before[3:]
+FAILING: list[Fault] = ["503", "no answer", "429", "502", "answer lost", "cut", "none"]
+
+
+@pytest.fixture
+def faulty(service: RunningService) -> Iterator[FaultyProxy]:
+    """Before the service; each request fails in each way before it comes through."""
+    proxy = FaultyProxy(target_of(service), FAILING, methods=("GET", "POST"))
+    yield proxy
+    proxy.close()
+
+
+def test_what_may_be_repeated_gets_through(
+    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+) -> None:
+    """One submit, of which the service sees three."""
+    failing = connect(f"http://{faulty.address}")
+    job = failing.submit(spec(manifest, "waits"))
+    assert len(faulty.requests) == len(FAILING)
+    assert [j.id for j in failing.jobs()] == [job.id], "it is one job"
+    assert failing.job(job.id).id == job.id
+    failing.cancel(job.id)
+    assert ended(client, job.id).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("429", RateLimitedError),
+        ("503", UnavailableError),
+        ("502", UnreachableError),
+        ("no answer", UnreachableError),
+        ("500", UnexpectedAnswerError),
+    ],
+)
+def test_patience_ends(
+    faulty: FaultyProxy, connect: Connect, manifest: Path, fault: Fault, error: type[Exception]
+) -> None:
+    faulty.set_faults([fault])
+    with pytest.raises(error):
+        connect(f"http://{faulty.address}", retry=NOT_PATIENT).submit(spec(manifest))
+    assert faulty.counts[fault] == 1
+    with pytest.raises(error):
+        connect(f"http://{faulty.address}", retry=Retry(max_s=0.3, first_wait_s=0.1)).submit(spec(manifest))
+    assert (faulty.counts[fault] > 2) is (fault != "500"), "a fault of the service is not asked for again"
+
+
+def test_a_stream_is_taken_up_over_every_fault(
+    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+) -> None:
+    job = client.submit(spec(manifest))
+    events = [e for e in client.follow(job.id) if isinstance(e, EventView)]
+    seen = list(connect(f"http://{faulty.address}").follow(job.id))
+    assert [e for e in seen if isinstance(e, EventView)] == events
+    assert seen[-1] == client.job(job.id)
+    assert faulty.counts["cut"] == 1
+
+
+def test_following_goes_on_over_a_restart(
+    tmp_path: Path, launcher: SubprocessLauncher, manifest: Path, connect: Connect
+) -> None:
+    """The service stops while somebody follows, and comes back at the same address."""
+    roots = (manifest.parent.parent,)
+    running = threading.Event()
+    seen: list[object] = []
+
+    def follow(client: AnyClient, job_id: str) -> None:
+        for happening in client.follow(job_id):
+            seen.append(happening)
+            if isinstance(happening, EventView) and happening.state is JobState.RUNNING:
+                running.set()
+
+    with running_service(tmp_path / "home", launcher, allowed_roots=roots) as first:
+        client = connect(first.url)
+        job = client.submit(spec(manifest, "waits"))
+        following = threading.Thread(target=follow, args=(connect(first.url), job.id))
+        following.start()
+        assert running.wait(30)
+    port = int(first.url.rpartition(":")[2])
+    with running_service(tmp_path / "home", launcher, port=port, allowed_roots=roots):
+        client.cancel(job.id)
+        following.join(30)
+        assert not following.is_alive()
+        assert [e for e in seen if isinstance(e, EventView)] == list(client.events(job.id)), "each once"
+        assert seen[-1] == client.job(job.id)
 
 
 class CutsOff(http.server.BaseHTTPRequestHandler):
     """Streams one event a connection and then hangs up; the third connection ends the job."""
 
     asked_from: list[str | None] = []  # noqa: RUF012 - of the one server of one test
+    tokens: list[str | None] = []  # noqa: RUF012
     job: str = ""
 
     def do_GET(self) -> None:
         self.asked_from.append(self.headers.get("Last-Event-ID"))
+        self.tokens.append(self.headers.get("Authorization"))
         number = len(self.asked_from)
         event = EventView.model_validate(
             {
@@ -123,7 +222,7 @@ class CutsOff(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        self.wfile.write(f"event: state\nid: {number}\ndata: {event.model_dump_json()}\n\n".encode())
+        self.wfile.write(f"event: state\nid: {number}\ndata: {event.model_dump_json()}\n\n: comment\n\n".encode())
         if number == 3:
             self.wfile.write(f"event: end\ndata: {self.job}\n\n".encode())
 
@@ -131,97 +230,81 @@ class CutsOff(http.server.BaseHTTPRequestHandler):
         """Be quiet."""
 
 
-def test_a_stream_that_breaks_is_taken_up_where_it_broke(client: HushClient, manifest: Path) -> None:
+def test_a_stream_that_breaks_is_taken_up_where_it_broke(client: AnyClient, connect: Connect, manifest: Path) -> None:
     job = client.submit(spec(manifest))
     CutsOff.job = ended(client, job.id).model_dump_json()
-    with http.server.HTTPServer(("127.0.0.1", 0), CutsOff) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        with HushClient(f"http://127.0.0.1:{server.server_port}") as cut_off:
-            seen = list(cut_off.follow("j"))
-        server.shutdown()
-        thread.join()
+    CutsOff.asked_from, CutsOff.tokens = [], []
+    with serving(CutsOff) as url:
+        seen = list(connect(url, "the-token\n").follow("j"))
     assert [e.id for e in seen if isinstance(e, EventView)] == [1, 2, 3]
     assert CutsOff.asked_from == [None, "1", "2"]
+    assert CutsOff.tokens == ["Bearer the-token"] * 3
 
 
-def test_somebody_else_answers(tmp_path: Path) -> None:
-    with HushClient("http://127.0.0.1:9") as nobody, pytest.raises(UnreachableError, match="hush serve"):
-        nobody.job("0" * 26)
+def test_somebody_else_answers(connect: Connect, tmp_path: Path) -> None:
+    with pytest.raises(UnreachableError, match="hush serve"):
+        connect("http://127.0.0.1:9", retry=NOT_PATIENT).job("0" * 26)
     handler = http.server.SimpleHTTPRequestHandler
     handler.log_message = lambda *_: None  # type: ignore[method-assign]  # be quiet
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+    with serving(handler) as url:
+        other = connect(url)
+        for ask in (other.job, lambda job_id: next(other.follow(job_id))):
+            with pytest.raises(UnexpectedAnswerError, match="another program"):
+                ask("0" * 26)
+
+
+class SaysNothing(http.server.BaseHTTPRequestHandler):
+    """Answers 200 to everything: JSON that is no answer of the service."""
+
+    media_type = "application/json"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", self.media_type)
+        self.end_headers()
+        self.wfile.write(b"event: state\ndata: {}\n\n" if "stream" in self.media_type else b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "text/event-stream"])
+def test_an_answer_that_is_none(connect: Connect, monkeypatch: pytest.MonkeyPatch, media_type: str) -> None:
+    monkeypatch.setattr(SaysNothing, "media_type", media_type)
+    with serving(SaysNothing) as url:
+        client = connect(url)
+        for ask in (client.job, lambda job_id: next(client.follow(job_id)), lambda _: next(client.jobs())):
+            with pytest.raises(UnexpectedAnswerError, match="another version"):
+                ask("0" * 26)
+
+
+@pytest.mark.parametrize("url", ["localhost:8900", "127.0.0.1", "ftp://host", "http://", "http://host:port", ""])
+def test_what_is_no_address(connect: Connect, url: str) -> None:
+    with pytest.raises(ValueError, match=r"url = '.*': must be"):
+        connect(url)
+
+
+@pytest.mark.parametrize("token", ["two words", "schlüssel", "a\nb", "\x7f"])
+def test_what_is_no_token_is_not_shown(connect: Connect, token: str) -> None:
+    with pytest.raises(ValueError, match="token: must be") as refused:
+        connect("http://127.0.0.1:9", token)
+    assert token not in str(refused.value)
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of its own."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        with HushClient(url) as other, pytest.raises(UnexpectedAnswerError, match="another program"):
-            other.job("0" * 26)
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
-class TestCommands:
-    @pytest.fixture
-    def hush(self, service: RunningService) -> Hush:
-        return Hush(service.url)
-
-    def test_submit_and_follow(self, hush: Hush, manifest: Path, tmp_path: Path) -> None:
-        path = tmp_path / "job.yaml"
-        path.write_text(json.dumps(spec_json(manifest)))
-        code, out, err = hush("submit", str(path), "--follow")
-        assert code == 0
-        assert "completes  SUCCEEDED" in out
-        assert "epoch 1" in err
-        code, out, _ = hush("submit", str(path), "--follow", "--json", "--set", "name=breaks")
-        assert code == 1, "the job failed"
-        lines = [json.loads(line) for line in out.splitlines()]
-        assert (lines[0]["event"], lines[-1]["event"]) == ("job", "end")
-        assert lines[-1]["data"]["state"] == "FAILED"
-
-    def test_looking_at_jobs(self, hush: Hush, client: HushClient, manifest: Path) -> None:
-        assert "no jobs yet" in hush("jobs")[1]
-        job = client.submit(spec(manifest))
-        ended(client, job.id)
-        assert job.id in hush("jobs")[1]
-        assert [j["id"] for j in json.loads(hush("jobs", "--json", "--state", "succeeded")[1])] == [job.id]
-        assert "SUCCEEDED" in hush("show", "completes")[1]
-        assert json.loads(hush("show", job.id, "--json")[1])["evaluation"] is None
-        assert len(json.loads(hush("events", "completes", "--json")[1])) == 6
-        assert hush("events", "completes")[1].count("\n") == 6
-        assert hush("cancel", job.id)[0] == 2, "it has ended"
-        assert hush("show", "nothing")[2] == "hush: there is no job of name or id 'nothing'; `hush jobs` lists them\n"
-
-    def test_cancel(self, hush: Hush, client: HushClient, manifest: Path) -> None:
-        job = client.submit(spec(manifest, "waits"))
-        assert hush("cancel", "waits")[0] == 0
-        assert ended(client, job.id).state is JobState.CANCELLED
-        assert hush("events", "waits", "--follow")[0] == 1
-
-
-def test_ctrl_c_while_following_only_detaches(service: RunningService, client: HushClient, manifest: Path) -> None:
-    job = client.submit(spec(manifest, "waits"))
-    argv = [sys.executable, "-m", "service.cli", "events", job.id, "--follow", "--url", service.url]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as following:
-        assert following.stderr is not None
-        while "RUNNING" not in following.stderr.readline():
-            pass
-        following.send_signal(signal.SIGINT)
-        _, err = following.communicate(timeout=30)
-    assert following.returncode == 130
-    assert "waits goes on" in err
-    assert f"hush cancel {job.id}" in err
-    assert client.job(job.id).state is JobState.RUNNING
-    client.cancel(job.id)
-    assert ended(client, job.id).state is JobState.CANCELLED
-
-
-class Hush:
-    """The command line, pointed at a service."""
-
-    def __init__(self, url: str) -> None:
-        self._env = {"HUSH_URL": url, "COLUMNS": "160"}
-
-    def __call__(self, *argv: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, list(argv), env=self._env)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.stdout, result.stderr
+def target_of(service: RunningService) -> tuple[str, int]:
+    url = httpx.URL(service.url)
+    assert url.port is not None
+    return url.host, url.port

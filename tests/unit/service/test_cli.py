@@ -106,7 +106,8 @@ def test_relative_weights_are_seen_alike(spec: Path, monkeypatch: pytest.MonkeyP
         assert read_job(spec, [f"model.weights={known}"]).model.weights == known
 
 
-def test_nobody_answers(spec: Path) -> None:
+def test_nobody_answers(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.session.CONNECT_MAX_S", 0.1)
     for argv in (["jobs"], ["submit", str(spec)], ["show", "digits"], ["events", "digits", "--follow"]):
         code, out, err = run(*argv)
         assert (code, out) == (2, "")

@@ -1,0 +1,190 @@
+"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `examples`: a job from its spec to its results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.options import AsJson, Follow, Home, Job, Limit, Url
+from service.cli.session import job_id_of, print_json, print_json_list, session
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+app = typer.Typer()
+
+
+@app.command("submit")
+def submit_command(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The job; see examples/ and the API's /docs.")],
+    *,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field of the spec, e.g. method.lr=0.1; repeatable."
+        ),
+    ] = None,
+    follow: Follow = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Submit a job, and watch it with --follow.
+
+    A relative data.manifest is looked for in this folder first, then in the spec's.
+
+    With --follow: exit code 0 if the job has succeeded, 1 if it has not, 130 after Ctrl-C (the job goes on).
+
+    \b
+    Examples:
+      hush submit examples/clothing-photos-ivon.yaml --follow
+      hush submit job.yaml --set method.lr=0.1 --set schedule.epochs=3
+    """
+    from service.cli.follow import follow_job
+    from service.cli.spec_file import read_job
+    from service.schemas import API
+
+    with session(url, home) as client:
+        job = client.submit(read_job(spec, overrides or []))
+        if follow:
+            code = follow_job(client, job, as_json=as_json)
+            raise typer.Exit(code)
+        if as_json:
+            print_json(job)
+        else:
+            typer.echo(f"{job.name} submitted as {job.id}")
+            typer.echo(f"  follow   hush events {job.id} --follow")
+            typer.echo(f"  API      {client.url}{API}/jobs/{job.id}")
+
+
+@app.command("jobs")
+def jobs_command(
+    *,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state, e.g. RUNNING.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only jobs of this method, e.g. ivon.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """List jobs, newest first.
+
+    Example: hush jobs --state running --method ivon --limit 100
+    """
+    from itertools import islice
+
+    from service.cli.screen import print_jobs
+    from service.jobs.states import JobState
+
+    with session(url, home) as client:
+        if state is not None and state.upper() not in JobState.__members__:
+            raise ValueError(f"--state {state}: must be one of {', '.join(JobState)}")
+        wanted = None if state is None else JobState(state.upper())
+        jobs = list(islice(client.jobs(state=wanted, name=name, method=method, page=min(limit, 100)), limit))
+    if as_json:
+        print_json_list(jobs)
+    else:
+        print_jobs(jobs)
+
+
+@app.command("show")
+def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
+    """Show a job: state, progress, newest figures."""
+    from service.cli.screen import print_job
+    from service.client import NotFoundError
+
+    with session(url, home) as client:
+        found = client.job(job_id_of(client, job))
+        try:
+            evaluation = client.evaluation(found.id)
+        except NotFoundError:
+            evaluation = None
+        noise = client.label_noise(found.id)
+        newest = noise[-1] if noise else None
+    if as_json:
+        parts = {"job": found, "evaluation": evaluation, "label_noise": newest}
+        typer.echo(json.dumps({key: part and part.model_dump(mode="json") for key, part in parts.items()}))
+    else:
+        print_job(found, evaluation, newest)
+
+
+@app.command("events")
+def events_command(
+    job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
+) -> None:
+    """Show what happened to a job.
+
+    That is its states, and the figures of each finished epoch. With --follow: go on until the job has ended; exit codes
+    as those of `hush submit --follow`.
+    """
+    from service.cli.follow import follow_job
+    from service.cli.screen import print_event
+
+    with session(url, home) as client:
+        job_id = job_id_of(client, job)
+        if follow:
+            code = follow_job(client, client.job(job_id), as_json=as_json)
+            raise typer.Exit(code)
+        events = list(client.events(job_id))
+    if as_json:
+        print_json_list(events)
+    else:
+        for event in events:
+            print_event(event)
+
+
+@app.command("cancel")
+def cancel_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
+    """Ask a job to stop. What it has by then is kept."""
+    with session(url, home) as client:
+        cancelled = client.cancel(job_id_of(client, job))
+    if as_json:
+        print_json(cancelled)
+    else:
+        typer.echo(f"{cancelled.name} is {cancelled.state}")
+
+
+@app.command("examples")
+def examples_command(
+    job: Job,
+    *,
+    sort: Annotated[str, typer.Option(help="suspicion (mislabelled?), ambiguity, loss, margin, entropy, aum, …")] = (
+        "suspicion"
+    ),
+    given_class: Annotated[str | None, typer.Option(help="Only examples whose given label is this class.")] = None,
+    epoch: Annotated[int | None, typer.Option(min=1, help="After this epoch.", show_default="the newest")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """List a job's most suspect examples.
+
+    The most likely mislabelled come first, or --sort by another column.
+
+    Example: hush examples clothing-photos-ivon --given-class Shirt --sort ambiguity --limit 50
+    """
+    from itertools import islice
+
+    from service.cli.screen import console, example_sort, examples_table
+
+    with session(url, home) as client:
+        job_id = job_id_of(client, job)
+        label = None if given_class is None else _label(client, job_id, given_class)
+        query = client.examples(job_id, sort=example_sort(sort), epoch=epoch, given_label=label, page=min(limit, 200))
+        examples = list(islice(query, limit))
+    if as_json:
+        print_json_list(examples)
+    else:
+        console().print(examples_table(examples) if examples else "no examples")
+
+
+def _label(client: Client, job_id: str, given_class: str) -> int:
+    classes = client.evaluation(job_id).classes
+    if given_class not in classes:
+        raise ValueError(f"--given-class {given_class!r}: must be one of {', '.join(classes)}")
+    return classes.index(given_class)

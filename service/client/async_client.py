@@ -1,0 +1,169 @@
+"""The client for asyncio: the methods of Client, awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Literal, Self, TypeVar
+
+import anyio
+import httpx
+import httpx_sse
+
+from service.client import routes
+from service.client.address import address, find_address
+from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
+from service.client.retry import Outcome, Patience, Retry
+from service.client.routes import Happening
+from service.jobs.states import JobState
+from service.schemas import EventView, ExampleSort, ExampleView, JobView, MetricsView
+from trainer.run_schema import EvaluationReport, LabelNoiseRecord
+from trainer.spec import JobSpec
+
+_Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
+
+
+class AsyncClient:
+    """Talks to one service. An async context manager; the tasks of one event loop may share one."""
+
+    def __init__(self, url: str, token: str | None = None, *, retry: Retry | None = None) -> None:
+        """`url` is the service's address, e.g. `http://127.0.0.1:8900`; nothing is asked of it yet.
+
+        `retry`: how patient to be with a service that is away for a while; see `Retry`.
+        """
+        checked = address(url, token)
+        self.url = checked.url
+        self._retry = retry or Retry()
+        # A proxy of the environment would stand between us and a service on this machine.
+        self._http = httpx.AsyncClient(base_url=self.url, headers=checked.headers, timeout=TIMEOUT_S, trust_env=False)
+
+    @classmethod
+    def from_environment(cls, *, retry: Retry | None = None) -> Self:
+        """A client of HUSH_URL with HUSH_TOKEN; without HUSH_URL, of the service that serves the home folder."""
+        found = find_address(os.environ)
+        return cls(found.url, found.token, retry=retry)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def submit(self, spec: JobSpec, idempotency_key: str | None = None) -> JobView:
+        """Submit a job. With the key of a job of yours, it is that job again; without one, each call makes one job."""
+        return await self._ask(routes.submit(spec, idempotency_key))
+
+    async def job(self, job_id: str) -> JobView:
+        """A job."""
+        return await self._ask(routes.job(job_id))
+
+    def jobs(
+        self,
+        *,
+        state: JobState | None = None,
+        name: str | None = None,
+        method: str | None = None,
+        page: int = 100,
+    ) -> AsyncIterator[JobView]:
+        """All jobs that match, newest first; asks for a page of this size at a time."""
+        return self._walk(routes.jobs(state, name, method, page))
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Ask a job to stop."""
+        return await self._ask(routes.cancel(job_id))
+
+    def events(self, job_id: str, after: int = 0) -> AsyncIterator[EventView]:
+        """What happened to a job so far."""
+        return self._walk(routes.events(job_id, after))
+
+    def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Happening]:
+        """What happens to a job, until it has ended. Goes on where it was cut off when the service comes back."""
+        return self._follow(routes.event_stream(job_id, after))
+
+    async def metrics(self, job_id: str) -> MetricsView:
+        """All metrics, each a series by step."""
+        return await self._ask(routes.metrics(job_id))
+
+    async def label_noise(self, job_id: str, epoch: int | None = None) -> list[LabelNoiseRecord]:
+        """Label-noise histograms of all epochs, or of one."""
+        return await self._ask(routes.label_noise(job_id, epoch))
+
+    async def evaluation(self, job_id: str, epoch: int | None = None) -> EvaluationReport:
+        """Accuracy, calibration and confusion after an epoch, by default the newest."""
+        return await self._ask(routes.evaluation(job_id, epoch))
+
+    def examples(
+        self,
+        job_id: str,
+        *,
+        sort: ExampleSort = "suspicion",
+        order: Literal["asc", "desc"] = "desc",
+        epoch: int | None = None,
+        given_label: int | None = None,
+        page: int = 200,
+    ) -> AsyncIterator[ExampleView]:
+        """Tracked examples after an epoch, by default the newest; asks for a page of this size at a time."""
+        return self._walk(
+            routes.examples(job_id, sort=sort, order=order, epoch=epoch, given_label=given_label, page=page)
+        )
+
+    async def _ask(self, call: Call[_Answer]) -> _Answer:
+        patience = Patience.with_request(self._retry)
+        while True:
+            outcome = await self._send(call.request(self._http))
+            pause_s = patience.wait_s(outcome, repeatable=call.repeatable)
+            if pause_s is None:
+                return call.answer(self.url, outcome)
+            await anyio.sleep(pause_s)
+
+    async def _send(self, request: httpx.Request) -> Outcome:
+        try:
+            return await self._http.send(request)
+        except httpx.RequestError as error:
+            return error
+
+    async def _walk(self, pages: Pages[_Answer, _Item]) -> AsyncIterator[_Item]:
+        call: Call[_Answer] | None = pages.first
+        while call is not None:
+            page = await self._ask(call)
+            for item in pages.items(page):
+                yield item
+            call = pages.after(page)
+
+    async def _follow(self, stream: Stream[_Item]) -> AsyncIterator[_Item]:
+        patience = Patience.with_request(self._retry)
+        while True:
+            outcome: Outcome = cut_off()
+            try:
+                async with contextlib.aclosing(self._messages(stream)) as messages:
+                    async for message in messages:
+                        patience.renew()
+                        item = stream.take(self.url, message)
+                        if item is not None:
+                            yield item
+                        if stream.ended:
+                            return
+            except httpx.RequestError as error:
+                outcome = error
+            except httpx.HTTPStatusError as error:
+                outcome = error.response
+            pause_s = patience.wait_s(outcome, repeatable=True)
+            if pause_s is None:
+                raise failure(self.url, outcome)
+            await anyio.sleep(pause_s)
+
+    async def _messages(self, stream: Stream[_Item]) -> AsyncGenerator[httpx_sse.ServerSentEvent]:
+        """Of one connection; httpx's errors."""
+        response = await self._http.send(stream.request(self._http), stream=True)
+        async with contextlib.aclosing(response):
+            if not response.is_success:
+                await response.aread()
+                response.raise_for_status()
+            async for message in httpx_sse.EventSource(response).aiter_sse():
+                yield message
