@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from random import SystemRandom
 
 import anyio
 import anyio.to_thread
@@ -21,6 +23,8 @@ from service.api.event_watch import EventWatch
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.routes import events, health, internal, jobs, results
+from service.api.routes import webhooks as webhook_routes
+from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
@@ -31,8 +35,13 @@ from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.store.event_log import EventLog
+from service.store.leases import Leases
 from service.store.store import Store
 from service.store.tokens import Tokens
+from service.store.webhooks import Webhooks
+from service.webhooks.addresses import policy_of
+from service.webhooks.post import Poster
+from service.webhooks.sender import Outbox, WebhookSender
 
 _DESCRIPTION = """\
 Trains image classifiers on noisily labelled data, and shows epoch by epoch how much each example's label is smoothed.
@@ -50,6 +59,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         context = await anyio.to_thread.run_sync(_open, settings, launcher, closing)
         app.state.context = context
         context.reconciler.start()
+        context.sender.start()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(context.watch.run)
@@ -73,7 +83,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.add_middleware(Gate)  # the last one added comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, results):
+    for module in (jobs, events, results, webhook_routes):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -94,7 +104,7 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
     reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
-    tokens = Tokens(engine)
+    tokens, webhooks = Tokens(engine), Webhooks(engine)
     return Context(
         settings=settings,
         store=store,
@@ -104,11 +114,20 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
         tokens=tokens,
         authenticator=Authenticator(tokens),
         watch=EventWatch(EventLog(engine), closing),
+        webhooks=webhooks,
+        sender=_sender(webhooks, Leases(engine), settings),
         closing=closing,
     )
 
 
+def _sender(webhooks: Webhooks, leases: Leases, settings: Settings) -> WebhookSender:
+    poster = Poster(policy_of(settings), settings.webhook_timeout_s)
+    outbox = Outbox(webhooks, leases, poster, partial(webhook_body, mlflow_uri=settings.mlflow_uri))
+    return WebhookSender(outbox, secrets.token_hex(16), SystemRandom().random)
+
+
 def _close(context: Context) -> None:
+    context.sender.stop()
     context.reconciler.stop()
     context.launcher.close()
     context.store.close()

@@ -21,6 +21,8 @@ from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
 from service.store.tokens import Tokens
+from service.store.webhooks import Webhooks
+from service.webhooks.sender import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Context:
     tokens: Tokens
     authenticator: Authenticator
     watch: EventWatch
+    webhooks: Webhooks
+    sender: WebhookSender
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 

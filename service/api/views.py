@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.jobs.records import EventRecord, JobRecord
-from service.schemas import API, EventView, JobView, Links
+from service.schemas import API, EventView, JobView, Links, WebhookData, WebhookMessage
 
 
 def job_path(job_id: str) -> str:
@@ -45,6 +45,12 @@ def event_view(event: EventRecord) -> EventView:
         message=event.message,
         epoch=event.epoch,
     )
+
+
+def webhook_body(event: EventRecord, job: JobRecord, mlflow_uri: str | None) -> bytes:
+    """What a webhook is sent of an event."""
+    data = WebhookData(event=event_view(event), job=job_view(job, mlflow_uri))
+    return WebhookMessage(timestamp=event.time, data=data).model_dump_json().encode()
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:

@@ -147,7 +147,8 @@ class Webhooks:
             first: dict[str, Row[int, int, str, int]] = {}
             for row in connection.execute(query):
                 first.setdefault(row.webhook_id, row)
-            return [_due_delivery(connection, row) for row in list(first.values())[:limit]]
+            found = (_due_delivery(connection, row) for row in list(first.values())[:limit])
+            return [delivery for delivery in found if delivery is not None]
 
     def record(self, delivery: DueDelivery, outcome: Outcome, fence: Fence) -> None:
         """Keep how a try went; nothing if the webhook is gone by now. LeaseLostError if others send by now."""
@@ -163,8 +164,10 @@ class Webhooks:
             connection.execute(update(webhook_deliveries).where(*this).values(values))
 
 
-def _due_delivery(connection: Connection, row: Row[int, int, str, int]) -> DueDelivery:
-    hook = connection.execute(select(webhooks).where(webhooks.c.id == row.webhook_id)).mappings().one()
+def _due_delivery(connection: Connection, row: Row[int, int, str, int]) -> DueDelivery | None:
+    hook = connection.execute(select(webhooks).where(webhooks.c.id == row.webhook_id)).mappings().first()
+    if hook is None:
+        return None  # deleted since we looked
     event_row = connection.execute(select(job_events).where(job_events.c.id == row.event_id)).mappings().one()
     event = event_record(event_row)
     return DueDelivery(row.id, row.num_tries, _webhook_record(hook), event, get_job(connection, event.job_id))

@@ -13,6 +13,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import httpx
 
+from service.settings import Settings
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
@@ -26,6 +28,11 @@ class AddressPolicy:
     networks: Sequence[IPNetwork] = ()
     """May be called although they are not public."""
     allow_http: bool = False
+
+
+def policy_of(settings: Settings) -> AddressPolicy:
+    """What the settings allow."""
+    return AddressPolicy(settings.webhook_allowed_networks, settings.webhook_allow_http)
 
 
 def may_call(address: IPAddress, policy: AddressPolicy) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from random import Random
 
 from service.jobs.records import EventRecord, Fence, JobRecord, LeaseLostError
 from service.store.leases import Leases
@@ -45,8 +44,9 @@ class Outbox:
 class WebhookSender:
     """The sender of one process."""
 
-    def __init__(self, outbox: Outbox, holder: str, random: Random) -> None:
-        """Does nothing until `start`, or `look`. `holder` names this process, and no other."""
+    def __init__(self, outbox: Outbox, holder: str, random: Callable[[], float]) -> None:
+        """Does nothing until `start`, or `look`. `holder` names this process, and no other;
+        `random` draws from [0, 1)."""
         self._outbox = outbox
         self._holder = holder
         self._random = random
@@ -102,8 +102,7 @@ class WebhookSender:
     def _deliver(self, delivery: DueDelivery, fence: Fence) -> None:
         try:
             error = self._send(delivery, datetime.now(UTC))
-            with self._lock:
-                tried = outcome(delivery.num_tries, error, datetime.now(UTC), self._random.random())
+            tried = outcome(delivery.num_tries, error, datetime.now(UTC), self._random())
             self._outbox.webhooks.record(delivery, tried, fence)
             self._tell(delivery, tried)
         except LeaseLostError:
