@@ -7,6 +7,7 @@ this machine, nothing in the network around it, not the cloud's metadata service
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -19,6 +20,7 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 MAX_URL_CHARS = 2000
+_HOST = re.compile(rb"[A-Za-z0-9._:-]+")
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ def policy_of(settings: Settings) -> AddressPolicy:
 
 def may_call(address: IPAddress, policy: AddressPolicy) -> bool:
     """Whether a webhook may be sent to this address."""
-    inner = _embedded(address)
-    if any(one in network for network in policy.networks for one in (address, inner)):
+    inner = None
+    if isinstance(address, IPv6Address):
+        inner = address.sixtofour
+        address = address.ipv4_mapped or address
+    if any(address in network for network in policy.networks):
         return True
-    return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (address, inner))
+    return _is_public(address) and (inner is None or _is_public(inner))
 
 
 def parse_url(text: str, policy: AddressPolicy) -> httpx.URL:
@@ -55,7 +60,7 @@ def parse_url(text: str, policy: AddressPolicy) -> httpx.URL:
     schemes = ("https", "http") if policy.allow_http else ("https",)
     if url.scheme not in schemes:
         raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    if not url.host or not port_is_one:
+    if not _HOST.fullmatch(url.raw_host) or not port_is_one:
         raise ValueError("must name a host, and a port from 1 to 65535 if any")
     if url.userinfo or url.fragment:
         raise ValueError("must have neither user nor password nor a part after #")
@@ -71,8 +76,7 @@ def _literal(host: str) -> IPAddress | None:
         return None
 
 
-def _embedded(address: IPAddress) -> IPAddress:
-    """The IPv4 address that an IPv6 address stands for, else itself: it is where a packet may end up."""
-    if isinstance(address, IPv4Address):
-        return address
-    return address.ipv4_mapped or address.sixtofour or address
+def _is_public(address: IPAddress) -> bool:
+    if isinstance(address, IPv6Address) and address.is_site_local:
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -66,6 +66,11 @@ class WebhookSender:
         with self._lock:
             return self._counts.copy()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being sent."""
+        return bool(self._busy)
+
     def start(self) -> None:
         """Begin to send."""
         self._thread.start()

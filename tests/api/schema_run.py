@@ -45,9 +45,7 @@ def run_schemathesis(url: str, known: Known, folder: Path, *, num_examples: int,
         *(("-H", f"Authorization: Bearer {token}") if token else ()),
     ]
     env = os.environ | {"API_JOB": known.job, "API_MANIFEST": str(known.manifest), "NO_PROXY": "*"}
-    done = subprocess.run(
-        argv, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
-    )
+    done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     told = done.stdout + done.stderr
     assert report.exists(), told
     found = json.loads(report.read_text())
