@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-api test-fast check format clean bench-optim bench-step bench-convergence bench-data
+.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -22,6 +22,9 @@ test: setup ## Run all tests
 
 test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
 	$(RUN)/pytest tests/api -s --api-examples 40
+
+test-kill: setup ## Kill every process of the service and of Ray, in turn, while jobs train (about 40 minutes)
+	$(RUN)/pytest tests/kill -s --kill-rounds 36
 
 test-fast: setup ## Run the tests that need no servers (a minute or two)
 	$(RUN)/pytest -m "not slow"
