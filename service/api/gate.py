@@ -18,7 +18,7 @@ from service.access.principal import Principal
 from service.api.auth import unauthorised
 from service.api.context import Context
 from service.api.errors import ProblemError, problem_response
-from service.api.views import API
+from service.schemas import API
 
 INTERNAL = f"{API}/internal/"
 
