@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.jobs.records import CancelMode
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
@@ -26,6 +27,7 @@ class Links(View):
 
     self: str
     events: str
+    attempts: str
     mlflow: str | None = None
     """The run in the MLflow UI; null until training has begun, or without MLflow."""
 
@@ -41,8 +43,21 @@ class JobView(View):
     message: str | None = None
     """More about the reason, for people: of a failure, the last lines of what went wrong."""
     method: str
+    priority: int
     attempt: int
     """The newest attempt, from 1."""
+    num_failures: int
+    """Attempts that were lost; the job has failed for good after `fault_tolerance.max_failures` + 1."""
+    not_before: datetime | None = None
+    """While it recovers: the next attempt starts no earlier."""
+    deadline_at: datetime | None = None
+    """When it is stopped, and FAILED, if it has not ended by then."""
+    cancel_mode: CancelMode | None = None
+    """How it was asked to stop; null if it was not."""
+    retry_of: str | None = None
+    """Id of the job that had ended and whose checkpoints this one goes on from."""
+    study_id: str | None = None
+    """Id of the study it belongs to."""
     created_at: datetime
     updated_at: datetime
     started_at: datetime | None = None
@@ -51,6 +66,37 @@ class JobView(View):
     progress: Progress | None = None
     spec: JobSpec
     links: Links
+
+
+class CancelRequest(View):
+    """How a job is to stop."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: CancelMode = "graceful"
+    """`graceful`: after a last checkpoint; `now`: at once, without."""
+
+
+class AttemptView(View):
+    """One run of a job."""
+
+    number: int
+    """From 1."""
+    created_at: datetime
+    submitted_at: datetime | None = None
+    """When the cluster had accepted it."""
+    heartbeat_at: datetime | None = None
+    """When it was last heard of."""
+    ended_at: datetime | None = None
+    reason: Reason | None = None
+    """Why it ended."""
+    message: str | None = None
+
+
+class AttemptList(View):
+    """All attempts of a job, the first one first."""
+
+    items: list[AttemptView]
 
 
 class JobPage(View):

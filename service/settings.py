@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from data_pipeline.storage.addresses import is_remote, url_parts
+from service.control.failpoints import parse_failpoint
 
 
 class Settings(BaseSettings):
@@ -48,10 +49,24 @@ class Settings(BaseSettings):
     """Requests with a larger body are refused."""
     reconcile_interval_s: float = Field(default=0.5, gt=0)
     """Seconds between two looks at the cluster, when nothing asks for an earlier one."""
-    cancel_grace_s: float = Field(default=10, ge=0)
-    """Seconds a job that was asked to stop has for its last checkpoint before its driver is killed."""
+    lease_ttl_s: float = Field(default=15, gt=0)
+    """Seconds after which another process on the same database looks after the jobs, if the one that does is killed."""
+    cancel_grace_s: float = Field(default=3, ge=0)
+    """Seconds a job that was asked to stop has to begin its last checkpoint before its driver is killed."""
+    cancel_checkpoint_s: float = Field(default=120, ge=0)
+    """Seconds it has if its heartbeats say that it is on its way to a checkpoint: evaluating, recording, finishing."""
     lost_after_s: float = Field(default=60, gt=0)
-    """While Ray cannot be asked, an attempt that is silent for this many seconds is given up."""
+    """An attempt that trained and is silent for this many seconds is given up, whether Ray can be asked or not."""
+    start_timeout_s: float = Field(default=900, gt=0)
+    """An attempt whose driver runs, but that has not begun to train after this many seconds, is given up."""
+    retry_backoff_s: float = Field(default=2, ge=0)
+    """Seconds before the second attempt of a job; each further one waits twice as long as the one before."""
+    retry_backoff_max_s: float = Field(default=300, ge=0)
+    """No attempt waits longer than this many seconds for the one before."""
+    max_running_jobs_per_tenant: int | None = Field(default=None, ge=1)
+    """Jobs of one tenant that run at a time, where the tenant has no limit of its own; unset: as many as fit."""
+    max_workers_per_tenant: int | None = Field(default=None, ge=1)
+    """Workers of all running jobs of one tenant, where the tenant has no limit of its own; unset: as many as fit."""
     linger_s: float = Field(default=60, gt=0)
     """Seconds a driver may live on after its result is complete before it is killed."""
     webhook_allow_http: bool = False
@@ -61,6 +76,16 @@ class Settings(BaseSettings):
     or commas. Unset: none, so that nobody has the service call what only it can reach."""
     webhook_timeout_s: float = Field(default=10, gt=0, le=30)
     """Seconds a webhook's server has for its answer."""
+    failpoint: str | None = None
+    """For tests: where this process is to be killed, as `name` or, at the n-th passing, `name:n`; see
+    service.control.failpoints."""
+
+    @field_validator("failpoint", mode="after")
+    @classmethod
+    def _known_failpoint(cls, failpoint: str | None) -> str | None:
+        if failpoint is not None:
+            parse_failpoint(failpoint)
+        return failpoint
 
     @field_validator("home", mode="after")
     @classmethod

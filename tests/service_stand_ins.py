@@ -60,7 +60,7 @@ class SubprocessLauncher:
         if submission_id in self._stopped:
             return DriverStatus(Phase.STOPPED)
         if code < 0:
-            return DriverStatus(Phase.LOST, f"killed by signal {-code}")
+            return DriverStatus(Phase.KILLED, f"killed by signal {-code}")
         log = Path(str(driver.args[-1])) / "driver.log"  # type: ignore[index]  # args is the list of submit
         return DriverStatus(Phase.SUCCEEDED) if code == 0 else DriverStatus(Phase.FAILED, log.read_text())
 
@@ -144,7 +144,9 @@ def running_service(
     """Start a service on `home` and stop it at the end; the same home again continues where it was."""
     listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    configured = Settings(home=home, public_url=url, reconcile_interval_s=0.1, **settings)
+    configured = Settings(
+        **{"home": home, "public_url": url, "reconcile_interval_s": 0.1, "retry_backoff_s": 0.1, **settings}
+    )
     server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

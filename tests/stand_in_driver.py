@@ -1,7 +1,8 @@
 """Stands in for `python -m trainer.ray_entry <attempt dir>`: trains nothing, but speaks the trainer's protocol.
 
 What it does is the job's name: completes, breaks, waits, deaf (ignores a stop), no-result, torn, dies; dies-once and
-waits-once do so in the first attempt and complete in the next.
+waits-once do so in the first attempt and complete in the next. diverges and loses-a-rank write down why they fail, the
+latter in the first attempt only. hangs falls silent, but lives.
 It is started by tests/stand_in_python.sh, which takes the place of the interpreter in the launcher's fixed command.
 """
 
@@ -19,12 +20,18 @@ from pathlib import Path
 def main(run_dir: Path) -> None:
     context = json.loads((run_dir / "attempt.json").read_text())
     behaviour, attempt, num_epochs = context["spec"]["name"], context["attempt"], context["spec"]["schedule"]["epochs"]
+    with (run_dir / "starts.txt").open("a") as starts:
+        starts.write(f"{os.getpid()}\n")
     (run_dir / "seen.json").write_text(json.dumps({"resume_dirs": context["resume_dirs"], "argv": sys.argv[1:]}))
     if behaviour == "breaks":
         raise RuntimeError("the loss is not finite at step 3")
     if behaviour == "no-result":
         return
     action = beat(context, 0)
+    if behaviour == "diverges" or (behaviour == "loses-a-rank" and attempt == 1):
+        fail(run_dir, is_final=behaviour == "diverges")
+    while behaviour == "hangs":
+        time.sleep(1)
     if behaviour == "dies" or (behaviour == "dies-once" and attempt == 1):
         beat(context, 1)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -33,20 +40,38 @@ def main(run_dir: Path) -> None:
         action = beat(context, 0)
         if action == "stop" and behaviour == "waits":
             finish(run_dir, context, "stopped", 0)
+        if action in {"stop", "abort"} and behaviour == "waits":
             return
     for epoch in range(1, num_epochs + 1):
         with (run_dir / "journal.jsonl").open("a") as journal:
-            entry = {"time_ms": 1000 + epoch, "step": 10 * epoch, "epoch": epoch, "metrics": {"train/loss": 1 / epoch}}
+            entry = {"time_ms": 1000 + epoch, "step": 10 * epoch, "epoch": epoch, "metrics": metrics_of(epoch)}
             journal.write(json.dumps(entry) + "\n")
         beat(context, epoch)
     finish(run_dir, context, "succeeded", num_epochs)
+
+
+def metrics_of(epoch: int) -> dict:
+    return {"train/accuracy": 1 - 1 / (epoch + 1), "train/loss": 1 / epoch}
+
+
+def fail(run_dir: Path, *, is_final: bool) -> None:
+    """Write down why, as a rank does, and end."""
+    failure = {
+        "reason": "non_finite_loss" if is_final else "worker_lost",
+        "message": "the loss is nan" if is_final else "rank 1 was killed",
+        "traceback": "Traceback (most recent call last):\nFloatingPointError: nan",
+        "rank": 1,
+        "is_final": is_final,
+    }
+    (run_dir / "failure.json").write_text(json.dumps(failure))
+    sys.exit(1)
 
 
 def beat(context: dict, epoch: int) -> str:
     """Post a heartbeat after `epoch` finished ones; end when fenced off."""
     if context["heartbeat_url"] is None:
         return "continue"
-    epochs = [{"epoch": epoch, "metrics": {"train/loss": 1 / epoch}}] if epoch else []
+    epochs = [{"epoch": epoch, "metrics": metrics_of(epoch)}] if epoch else []
     progress = {"phase": "training", "epoch": epoch, "num_epochs": 2, "step": 10 * epoch, "num_steps": 20}
     body = {"progress": progress, "finished_epochs": epochs, "mlflow_run_id": "r1", "mlflow_experiment_id": "e1"}
     headers = {"Authorization": f"Bearer {context['heartbeat_token']}", "Content-Type": "application/json"}

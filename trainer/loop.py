@@ -19,6 +19,7 @@ from trainer.ranks import Ranks
 from trainer.recording import Recording, is_due, record_epoch
 from trainer.run import Position, Run, build_run, resume, save_checkpoint
 from trainer.run_schema import (
+    EPOCH_END_METRIC,
     EVALUATION_DIR,
     MODEL_FILE,
     AttemptContext,
@@ -58,8 +59,8 @@ def train(
 
 
 def finished_epochs(run: Run) -> tuple[EpochSummary, ...]:
-    """The epochs that the journal holds; only an epoch's end journals an accuracy."""
-    ends = [entry for entry in run.folder.entries() if "train/accuracy" in entry.metrics]
+    """The epochs that the journal holds."""
+    ends = [entry for entry in run.folder.entries() if EPOCH_END_METRIC in entry.metrics]
     return tuple(EpochSummary(epoch=entry.epoch, metrics=entry.metrics) for entry in ends)
 
 
@@ -133,7 +134,7 @@ def finish_epoch(run: Run, position: Position) -> None:
     epoch, step = position.epoch, position.step
     quarantine.hold_to_limit(run, position)
     metrics = training_metrics(run, run.set_learning_rate(step - 1))
-    metrics["train/accuracy"] = run.meters.epoch_accuracy()
+    metrics[EPOCH_END_METRIC] = run.meters.epoch_accuracy()
     num_skipped = num_skipped_steps(run.learner.optimizer)
     if num_skipped is not None:
         metrics["train/skipped_steps"] = num_skipped

@@ -178,6 +178,9 @@ METRICS = {
 }
 """Every metric a run logs, with what it means."""
 
+EPOCH_END_METRIC = "train/accuracy"
+"""The journal has it at the end of each epoch, and nowhere else."""
+
 QUANTILES = (5, 25, 50, 75, 95, 99)
 """Percentiles of ‖ε‖₂ that become metrics."""
 

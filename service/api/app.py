@@ -29,7 +29,11 @@ from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
-from service.control.reconciler import Reconciler, World
+from service.control.failpoints import arm
+from service.control.leadership import Leadership
+from service.control.reconciler import World
+from service.control.reconciler_thread import Reconciler
+from service.jobs.records import TenantLimits
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
@@ -97,19 +101,21 @@ def begin_shutdown(app: FastAPI) -> None:
 
 
 def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+    arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
     launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
-    policy = Policy(settings.cancel_grace_s, settings.lost_after_s, settings.linger_s)
-    reconciler = Reconciler(World(store, launcher, folders, policy), settings.reconcile_interval_s)
+    limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
+    world = World(store, launcher, folders, _policy(settings), limits)
+    leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     tokens, webhooks = Tokens(engine), Webhooks(engine)
     return Context(
         settings=settings,
         store=store,
         launcher=launcher,
-        reconciler=reconciler,
+        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
         results=Results(folders),
         tokens=tokens,
         authenticator=Authenticator(tokens),
@@ -124,6 +130,18 @@ def _sender(webhooks: Webhooks, leases: Leases, settings: Settings) -> WebhookSe
     poster = Poster(policy_of(settings), settings.webhook_timeout_s)
     outbox = Outbox(webhooks, leases, poster, partial(webhook_body, mlflow_uri=settings.mlflow_uri))
     return WebhookSender(outbox, secrets.token_hex(16), SystemRandom().random)
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        cancel_grace_s=settings.cancel_grace_s,
+        cancel_checkpoint_s=settings.cancel_checkpoint_s,
+        lost_after_s=settings.lost_after_s,
+        start_timeout_s=settings.start_timeout_s,
+        linger_s=settings.linger_s,
+        retry_backoff_s=settings.retry_backoff_s,
+        retry_backoff_max_s=settings.retry_backoff_max_s,
+    )
 
 
 def _close(context: Context) -> None:

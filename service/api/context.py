@@ -14,7 +14,7 @@ from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
 from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
-from service.control.reconciler import Reconciler
+from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
 from service.results.reader import Results

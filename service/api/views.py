@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.jobs.records import EventRecord, JobRecord
-from service.schemas import API, EventView, JobView, Links, WebhookData, WebhookMessage
+from service.jobs.records import AttemptRecord, EventRecord, JobRecord
+from service.schemas import API, AttemptView, EventView, JobView, Links, WebhookData, WebhookMessage
 
 
 def job_path(job_id: str) -> str:
@@ -13,7 +13,6 @@ def job_path(job_id: str) -> str:
 
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
     """A job as the API shows it."""
-    path = job_path(job.id)
     return JobView(
         id=job.id,
         name=job.spec.name,
@@ -21,14 +20,34 @@ def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
         reason=job.reason,
         message=job.message,
         method=job.spec.method.kind,
+        priority=job.spec.scheduling.priority,
         attempt=job.attempt,
+        num_failures=job.num_failures,
+        not_before=job.not_before,
+        deadline_at=job.deadline_at,
+        cancel_mode=job.cancel_mode,
+        retry_of=job.retry_of,
+        study_id=job.study_id,
         created_at=job.created_at,
         updated_at=job.updated_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
         progress=job.progress,
         spec=job.spec,
-        links=Links.model_validate({"self": path, "events": f"{path}/events", "mlflow": _mlflow_link(job, mlflow_uri)}),
+        links=_links(job, mlflow_uri),
+    )
+
+
+def attempt_view(attempt: AttemptRecord) -> AttemptView:
+    """An attempt as the API shows it."""
+    return AttemptView(
+        number=attempt.number,
+        created_at=attempt.created_at,
+        submitted_at=attempt.submitted_at,
+        heartbeat_at=attempt.heartbeat_at,
+        ended_at=attempt.ended_at,
+        reason=attempt.reason,
+        message=attempt.message,
     )
 
 
@@ -51,6 +70,12 @@ def webhook_body(event: EventRecord, job: JobRecord, mlflow_uri: str | None) -> 
     """What a webhook is sent of an event."""
     data = WebhookData(event=event_view(event), job=job_view(job, mlflow_uri))
     return WebhookMessage(timestamp=event.time, data=data).model_dump_json().encode()
+
+
+def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
+    path = job_path(job.id)
+    links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts"}
+    return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:

@@ -10,10 +10,22 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from service.jobs.records import AttemptRecord, JobRecord
+from service.control.failpoints import Failpoint, failpoint
+from service.jobs.records import AttemptRecord, Fence, JobRecord
 from service.store.store import Store
 from service.store.writes import hash_token
-from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult
+from trainer.run_schema import (
+    ATTEMPT_FILE,
+    EPOCH_END_METRIC,
+    FAILURE_FILE,
+    JOURNAL_FILE,
+    RESULT_FILE,
+    AttemptContext,
+    AttemptFailure,
+    AttemptResult,
+    EpochSummary,
+    JournalEntry,
+)
 
 
 class AttemptFolders:
@@ -34,29 +46,37 @@ class AttemptFolders:
         folders = (self._jobs / job_id).glob("attempt-*")
         yield from sorted(folders, key=lambda folder: int(folder.name.removeprefix("attempt-")), reverse=True)
 
-    def prepare(self, job: JobRecord, attempt: AttemptRecord, store: Store) -> Path:
+    def prepare(self, job: JobRecord, attempt: AttemptRecord, store: Store, fence: Fence | None = None) -> Path:
         """Write attempt.json, with a token whose hash is in the store before anybody can read the token.
 
-        Safe to repeat after a crash at any line: a token that a driver may already have read is kept.
+        Safe to repeat after a crash at any line: a token that a driver may already have read is kept. It resumes from
+        its job's earlier attempts, then from those of the job that this one retries, and so on.
         """
         folder = self.path(job.id, attempt.number)
         folder.mkdir(parents=True, exist_ok=True)
         token = _token_in(folder / ATTEMPT_FILE)
-        if token is None or hash_token(token) != attempt.token_hash:
+        is_known = token is not None and hash_token(token) == attempt.token_hash
+        if token is None or not is_known:
             token = secrets.token_urlsafe(32)
-            store.set_token(job.id, attempt.number, hash_token(token))
+        earlier = [other for job_id in store.lineage(job) for other in self.newest_first(job_id)]
         context = AttemptContext(
             job_id=job.id,
             attempt=attempt.number,
             spec=job.spec,
             run_dir=str(folder),
-            resume_dirs=tuple(str(other) for other in self.newest_first(job.id) if other != folder),
+            resume_dirs=tuple(str(other) for other in earlier if other != folder),
             heartbeat_url=f"{self._public_url}/api/v1/internal/attempts/{job.id}/{attempt.number}/heartbeat",
             heartbeat_token=token,
             mlflow_uri=self._mlflow_uri,
             mlflow_run_id=job.mlflow_run_id,
         )
-        _write_private(folder / ATTEMPT_FILE, context.model_dump_json().encode())
+        aside = _write_private(folder / ATTEMPT_FILE, context.model_dump_json().encode())
+        if not is_known:
+            failpoint(Failpoint.TOKEN_BEFORE)
+            store.set_token(job.id, attempt.number, hash_token(token), fence)
+            failpoint(Failpoint.TOKEN_AFTER)
+        aside.rename(folder / ATTEMPT_FILE)  # at once: by now another process may think it leads
+        failpoint(Failpoint.ATTEMPT_FILE_AFTER)
         return folder
 
 
@@ -67,14 +87,40 @@ def _token_in(path: Path) -> str | None:
         return None
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read; it is there whole or not at all."""
+def _write_private(path: Path, content: bytes) -> Path:
+    """Write a file that only its owner may read beside `path`, from where a rename makes it appear whole."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.rename(path)
+    return aside
+
+
+def attempt_failure(folder: Path) -> AttemptFailure | None:
+    """Why an attempt failed, as it says itself; None if it says nothing that can be read."""
+    try:
+        return AttemptFailure.model_validate_json((folder / FAILURE_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def finished_epochs(folder: Path) -> tuple[EpochSummary, ...]:
+    """The epochs whose ends stand in an attempt's journal; lines that cannot be read are passed over."""
+    try:
+        lines = (folder / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]
+    except OSError:
+        return ()
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    ends = [entry for entry in entries if EPOCH_END_METRIC in entry.metrics]
+    return tuple(EpochSummary(epoch=entry.epoch, metrics=entry.metrics) for entry in ends)
+
+
+def _entry(line: bytes) -> JournalEntry | None:
+    try:
+        return JournalEntry.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def result_written_at(folder: Path) -> float | None:

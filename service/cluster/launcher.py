@@ -30,8 +30,10 @@ class Phase(StrEnum):
     """The driver ended with an error of its own."""
     STOPPED = "STOPPED"
     """The driver was stopped, by us or from outside."""
+    KILLED = "KILLED"
+    """The driver was killed: its process, what watches it, or its machine died."""
     LOST = "LOST"
-    """The cluster does not know the attempt, or its driver was killed: head, node or process died."""
+    """The cluster does not know the attempt: its head was restarted since."""
 
 
 @dataclass(frozen=True)

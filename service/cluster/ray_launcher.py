@@ -104,7 +104,7 @@ class RayLauncher:
             return DriverStatus(Phase.LOST, "Ray does not know the attempt: its head was restarted.")
         info = _parsed(_JobInfo, response)
         if info.status == "FAILED" and _was_killed(info):
-            return DriverStatus(Phase.LOST, info.message)
+            return DriverStatus(Phase.KILLED, info.message)
         return DriverStatus(Phase(info.status), info.message)
 
     def stop(self, submission_id: str) -> None:

@@ -1,21 +1,26 @@
-"""What to do about each job: pure functions of what the store says and what the cluster says. No I/O, no clock."""
+"""What to do about a job that was started: pure functions of what the store says and what the cluster says.
+
+No I/O, no clock. `max_failures` counts attempts, each once, whatever broke in it: a job has one attempt more than that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import Final, Literal
 
-from service.cluster.launcher import DriverStatus, Node, Phase
-from service.jobs.records import JobRecord, LiveJob
+from service.cluster.launcher import DriverStatus, Phase
+from service.jobs.records import JobRecord, LiveJob, OverdueJob
 from service.jobs.states import JobState, Reason
-from trainer.spec import ResourcesSpec
+from trainer.run_schema import AttemptFailure
 
 FRESH_S = 3.0
 """A job whose last heartbeat is younger than this runs; Ray is not asked about it."""
 
 _MESSAGE_LINES = 20
+_LIVES: Final = frozenset({Phase.PENDING, Phase.RUNNING})
+_SAVING: Final = frozenset({"evaluating", "recording", "finishing"})
+"""Phases of an attempt that end in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,12 @@ class Policy:
     """How patient to be; see Settings."""
 
     cancel_grace_s: float
+    cancel_checkpoint_s: float
     lost_after_s: float
+    start_timeout_s: float
     linger_s: float
+    retry_backoff_s: float
+    retry_backoff_max_s: float
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,16 @@ class Seen:
 
     driver: DriverStatus | None
     """What the cluster says; None where it does not answer."""
+    silent_s: float
+    """For how long nothing was heard of it, though somebody listened: see `silence_s`."""
     outcome: Literal["succeeded", "stopped"] | None = None
     """What the attempt's verified result says; None where there is none."""
     result_age_s: float | None = None
     """Seconds since result.json was written."""
     result_problem: str | None = None
     """Why there is no verified result."""
+    failure: AttemptFailure | None = None
+    """What the attempt itself says of why it failed; None where it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class Move:
     reason: Reason
     message: str | None = None
     next_attempt: bool = False
+    not_before: datetime | None = None
+    """With next_attempt: when that may start at the earliest."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +73,33 @@ class Launch:
 
 @dataclass(frozen=True)
 class Stop:
-    """Have the cluster end the current attempt's driver."""
+    """Have the cluster end an attempt's driver."""
+
+    attempt: int
 
 
 Action = Move | Launch | Stop
 
 
+def lives(driver: DriverStatus | None) -> bool:
+    """Whether the cluster says that a driver runs, or is about to."""
+    return driver is not None and driver.phase in _LIVES
+
+
 def needs_asking(live: LiveJob, now: datetime, has_result: bool) -> bool:
-    """Whether the cluster must be asked about a job: not while it waits, nor while its heartbeats come."""
-    match live.job.state:
-        case JobState.QUEUED | JobState.RECOVERING:
-            return False
-        case JobState.RUNNING:
-            return has_result or _silent_s(live, now) > FRESH_S
-        case _:
-            return True
+    """Whether the cluster must be asked about a job: not while its heartbeats come."""
+    if live.job.state is not JobState.RUNNING or has_result or live.attempt.heartbeat_at is None:
+        return True
+    return (now - live.attempt.heartbeat_at).total_seconds() > FRESH_S
+
+
+def silence_s(live: LiveJob, now: datetime, listening_since: datetime) -> float:
+    """Seconds without a sign of life. Time in which nobody listened does not count: the service was away, or its
+    database, or the machine slept; attempts that went on meanwhile will be heard of soon."""
+    signs = [live.attempt.heartbeat_at, live.attempt.submitted_at, live.attempt.created_at, listening_since]
+    if live.job.state is not JobState.CANCELLING:  # asking for the stop was our sign, not its
+        signs.append(live.job.state_since)
+    return (now - max(sign for sign in signs if sign is not None)).total_seconds()
 
 
 def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
@@ -82,27 +109,60 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
     if live.attempt.submitted_at is None:
         return (Launch(),)
     if seen.driver is None:
-        silent_s = _silent_s(live, now)
-        message = f"Ray does not answer, and the attempt has been silent for {silent_s:.0f} s."
-        return (_lost(live.job, message),) if silent_s > policy.lost_after_s else ()
-    if seen.driver.phase in {Phase.PENDING, Phase.RUNNING}:
-        if seen.outcome is None or (seen.result_age_s or 0) <= policy.linger_s:
-            return ()
-        return (Stop(), _ended(live.job, seen, seen.driver))
-    return (_ended(live.job, seen, seen.driver),)
+        return _decide_unanswered(live, seen, now, policy)
+    if lives(seen.driver):
+        return _decide_living(live, seen, seen.driver, now, policy)
+    return (_ended(live.job, seen, seen.driver, now, policy),)
+
+
+def _decide_unanswered(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
+    """Of an attempt about which the cluster cannot be asked."""
+    if seen.silent_s <= policy.lost_after_s:
+        return ()
+    message = f"Ray does not answer, and the attempt has been silent for {seen.silent_s:.0f} s."
+    return (_again_or_failed(live.job, Reason.HEAD_LOST, message, now, policy),)
+
+
+def _decide_living(
+    live: LiveJob, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy
+) -> tuple[Action, ...]:
+    """Of an attempt whose driver lives: whether it lingers after its result, or rank 0 has been silent for too long."""
+    stop = Stop(live.attempt.number)
+    if seen.outcome is not None:
+        lingers = (seen.result_age_s or 0) > policy.linger_s
+        return (stop, _ended(live.job, seen, driver, now, policy)) if lingers else ()
+    starts = live.job.state is JobState.STARTING
+    if seen.silent_s <= (policy.start_timeout_s if starts else policy.lost_after_s):
+        return ()
+    what = "no rank has begun to train" if starts else "nothing was heard of rank 0"
+    message = f"The attempt's driver lives, but {what} for {seen.silent_s:.0f} s."
+    lost = _again_or_failed(live.job, Reason.HEARTBEAT_LOST, message, now, policy)
+    # Killed in between: the next attempt's launch stops the driver too, but after a job's end nobody would.
+    return (lost, stop) if lost.next_attempt else (stop, lost)
 
 
 def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
-    driver = seen.driver
-    stopped = _stopped(live.job)
-    if driver is None:
-        return (stopped,) if _silent_s(live, now) > policy.lost_after_s else ()
-    if driver.phase not in {Phase.PENDING, Phase.RUNNING}:
-        done = Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE, "It had ended before the stop reached it.")
-        return (done,) if seen.outcome == "succeeded" else (stopped,)
+    number, stopped = live.attempt.number, _stopped(live.job)
+    if seen.driver is None:
+        return (stopped,) if seen.silent_s > policy.lost_after_s else ()
+    if lives(seen.driver):
+        return () if _may_finish(live, seen, now, policy) else (Stop(number),)
+    if seen.outcome == "succeeded":
+        return (Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE, "It had ended before the stop reached it."),)
+    if number > 1 and live.attempt.submitted_at is None:  # it was recovering: the driver before may live yet
+        return (Stop(number - 1), stopped)
+    return (stopped,)
+
+
+def _may_finish(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> bool:
+    """Whether an attempt that was asked to stop gets more time for its last checkpoint."""
+    if live.job.cancel_mode == "now" or live.attempt.heartbeat_at is None:  # or nobody hears our "stop"
+        return False
     waited_s = (now - live.job.state_since).total_seconds()
-    listens = live.attempt.heartbeat_at is not None  # else nobody hears our "stop"
-    return () if listens and waited_s <= policy.cancel_grace_s else (Stop(),)
+    if waited_s <= policy.cancel_grace_s:
+        return True
+    saves = live.job.progress is not None and live.job.progress.phase in _SAVING
+    return saves and waited_s <= policy.cancel_checkpoint_s and seen.silent_s <= policy.lost_after_s
 
 
 def _stopped(job: JobRecord) -> Move:
@@ -111,103 +171,68 @@ def _stopped(job: JobRecord) -> Move:
     return Move(state, job.reason, job.message)
 
 
-def _ended(job: JobRecord, seen: Seen, driver: DriverStatus) -> Move:
-    """What becomes of a job whose driver has ended: its result says so, not the cluster."""
+def _ended(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
+    """What becomes of a job whose driver has ended: its result says so, then itself, and last the cluster."""
     if seen.outcome == "succeeded":
         return Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE)
     if seen.outcome == "stopped":
-        return _lost(job, "The attempt stopped by itself, because it could not reach the service.")
+        message = "The attempt stopped by itself, because it could not reach the service."
+        return _again_or_failed(job, Reason.HEARTBEAT_LOST, message, now, policy)
+    if seen.failure is not None:
+        return _failed(job, seen.failure, now, policy)
+    return _left(job, seen, driver, now, policy)
+
+
+def _left(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
+    """What becomes of a job whose attempt has left neither a result nor a word of why."""
     match driver.phase:
         case Phase.LOST:
-            return _lost(job, driver.message or "Ray does not know the attempt any more.")
+            message = driver.message or "Ray does not know the attempt any more."
+            return _again_or_failed(job, Reason.HEAD_LOST, message, now, policy)
+        case Phase.KILLED:
+            message = last_lines(driver.message or "The driver was killed.")
+            return _again_or_failed(job, Reason.DRIVER_LOST, message, now, policy)
         case Phase.FAILED:
             return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, last_lines(driver.message or "The driver failed."))
         case Phase.STOPPED:
-            return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, "The driver was stopped from outside of Hush.")
+            return Move(JobState.FAILED, Reason.STOPPED_OUTSIDE, "The driver was stopped from outside of Hush.")
         case _:
             return Move(JobState.FAILED, Reason.RESULT_MISSING, seen.result_problem)
 
 
-def _lost(job: JobRecord, message: str) -> Move:
+def _failed(job: JobRecord, failure: AttemptFailure, now: datetime, policy: Policy) -> Move:
+    """By what the attempt itself says of its failure."""
+    reason = Reason(failure.reason)
+    where = "" if failure.rank is None else f"rank {failure.rank}: "
+    message = f"{where}{failure.message}\n{last_lines(failure.traceback)}".rstrip()
+    if failure.is_final:
+        return Move(JobState.FAILED, reason, message)
+    return _again_or_failed(job, reason, message, now, policy)
+
+
+def _again_or_failed(job: JobRecord, reason: Reason, message: str, now: datetime, policy: Policy) -> Move:
+    """The next attempt after a while, if there is one left."""
     max_failures = job.spec.fault_tolerance.max_failures
     if job.num_failures >= max_failures:
-        message = f"{message} It was restarted {job.num_failures} times, and max_failures is {max_failures}."
-        return Move(JobState.FAILED, Reason.HEAD_LOST, message)
-    return Move(JobState.RECOVERING, Reason.HEAD_LOST, message, next_attempt=True)
+        message = f"{message}\nIt was started again {job.num_failures} times, and max_failures is {max_failures}."
+        return Move(JobState.FAILED, reason, message)
+    not_before = now + timedelta(seconds=backoff_s(job.num_failures, policy))
+    return Move(JobState.RECOVERING, reason, message, next_attempt=True, not_before=not_before)
 
 
-def _silent_s(live: LiveJob, now: datetime) -> float:
-    """Seconds since the last sign of life."""
-    signs = (live.attempt.heartbeat_at, live.attempt.submitted_at, live.job.state_since)
-    if live.job.state is JobState.CANCELLING:  # asking for the stop was our sign, not its
-        signs = (live.attempt.heartbeat_at, live.attempt.submitted_at, live.attempt.created_at)
-    return (now - max(sign for sign in signs if sign is not None)).total_seconds()
+def backoff_s(num_failures: int, policy: Policy) -> float:
+    """Seconds to wait before the next attempt, after so many that were lost before this one: doubling, to a limit."""
+    return min(policy.retry_backoff_max_s, policy.retry_backoff_s * 2.0 ** min(num_failures, 64))
+
+
+def overdue(job: OverdueJob) -> Move:
+    """What becomes of a job whose deadline has passed: one that waits has failed, one that runs has to stop first."""
+    message = f"It had not ended by its deadline, {job.deadline_at:%Y-%m-%d %H:%M:%S} UTC (scheduling.deadline_s)."
+    new = JobState.FAILED if job.state is JobState.QUEUED else JobState.CANCELLING
+    return Move(new, Reason.DEADLINE, message)
 
 
 def last_lines(text: str) -> str:
     """The last lines of a long message, where an exception's name stands."""
     lines = text.strip().splitlines()
     return "\n".join(lines[-_MESSAGE_LINES:])
-
-
-# -------------------------------------------------------------------------------------------------------------- queue
-
-
-def plan_queue(lives: Sequence[LiveJob], nodes: Sequence[Node]) -> list[tuple[LiveJob, Move]]:
-    """Which waiting jobs to start, and which to refuse because the whole cluster is too small for them.
-
-    Jobs that recover go first, then the oldest. A job that must wait keeps what it waits for from younger ones, so that
-    a stream of small jobs cannot starve a large one; what it does not need, they may have.
-    """
-    if not nodes:
-        return []  # a head that has just started knows no machine yet, not even its own
-    free_cpus, free_gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
-    waiting = []
-    for live in lives:
-        if live.job.state in {JobState.QUEUED, JobState.RECOVERING}:
-            waiting.append(live)
-        else:
-            cpus, gpus = _total(live.job.spec.resources)
-            free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
-    moves = []
-    for live in sorted(waiting, key=lambda waiter: waiter.job.state is JobState.QUEUED):
-        recovers = live.job.state is JobState.RECOVERING
-        resources = live.job.spec.resources
-        fits_at_all = num_workers_that_fit(nodes, resources) >= resources.num_workers
-        if not fits_at_all:
-            if not recovers:  # a cluster that has just lost a machine may get it back
-                moves.append((live, Move(JobState.FAILED, Reason.NEVER_FITS, _too_large(nodes, resources))))
-            continue
-        cpus, gpus = _total(resources)
-        if cpus <= free_cpus + 1e-6 and (gpus == 0 or gpus <= free_gpus + 1e-6):
-            reason = Reason.NEW_ATTEMPT if recovers else Reason.ATTEMPT_SUBMITTED
-            moves.append((live, Move(JobState.STARTING, reason)))
-        free_cpus, free_gpus = free_cpus - cpus, free_gpus - gpus
-    return moves
-
-
-def num_workers_that_fit(nodes: Sequence[Node], resources: ResourcesSpec) -> int:
-    """How many of a job's workers the empty cluster holds; one worker never spans two machines."""
-    return sum(_workers_on(node, resources) for node in nodes)
-
-
-def _workers_on(node: Node, resources: ResourcesSpec) -> int:
-    by_cpus = int((node.num_cpus + 1e-6) // resources.cpus_per_worker)
-    if not resources.gpus_per_worker:
-        return by_cpus
-    return min(by_cpus, int((node.num_gpus + 1e-6) // resources.gpus_per_worker))
-
-
-def _total(resources: ResourcesSpec) -> tuple[float, float]:
-    """CPUs and GPUs of all workers; the driver and Ray Train's controller take none."""
-    return resources.num_workers * resources.cpus_per_worker, resources.num_workers * resources.gpus_per_worker
-
-
-def _too_large(nodes: Sequence[Node], resources: ResourcesSpec) -> str:
-    machines = ", ".join(f"{node.num_cpus:g} CPUs and {node.num_gpus:g} GPUs" for node in nodes[:8])
-    more = f" and {len(nodes) - 8} more machines" if len(nodes) > 8 else ""
-    return (
-        f"The job asks for num_workers {resources.num_workers} with cpus_per_worker {resources.cpus_per_worker:g} and"
-        f" gpus_per_worker {resources.gpus_per_worker}; the cluster has {machines}{more}, which holds"
-        f" {num_workers_that_fit(nodes, resources)} such workers."
-    )

@@ -1,27 +1,69 @@
-"""The reconciler: compares what the store wants with what the cluster has, decides, then executes; again and again."""
+"""The reconciler: compares what the store wants with what the cluster has, decides, then executes; again and again.
+
+Only the leader's does (see leadership), and each of its writes bears the leader's fence. It may be killed at every
+line: whatever it had begun, the next look, of this process or another, takes up from what the store says.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import assert_never
+from datetime import datetime, timedelta
+from typing import TypeVar, assert_never
 
-from service.cluster.attempts import AttemptFolders, result_written_at, verified_result
-from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, LaunchRejectedError, Phase
-from service.control.decisions import Action, Launch, Move, Policy, Seen, Stop, decide, needs_asking, plan_queue
-from service.jobs.ids import submission_id
-from service.jobs.records import AttemptRecord, JobRecord, LiveJob, StaleTransitionError, Transition
-from service.jobs.states import JobState, Reason
+from service.cluster.attempts import (
+    AttemptFolders,
+    attempt_failure,
+    finished_epochs,
+    result_written_at,
+    verified_result,
+)
+from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, LaunchRejectedError, Node
+from service.control.decisions import (
+    Action,
+    Launch,
+    Move,
+    Policy,
+    Seen,
+    Stop,
+    decide,
+    lives,
+    needs_asking,
+    overdue,
+    silence_s,
+)
+from service.control.failpoints import Failpoint, failpoint
+from service.control.queue import Limits, plan_queue, refuse
+from service.jobs.ids import new_id, submission_id
+from service.jobs.records import (
+    AttemptRecord,
+    Fence,
+    JobRecord,
+    LeaseLostError,
+    LiveJob,
+    StaleTransitionError,
+    TenantLimits,
+    Transition,
+    WaitingJob,
+)
+from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-WAITING = frozenset({JobState.QUEUED, JobState.RECOVERING})
+WINDOW = 100
+"""Waiting jobs of each tenant that are looked at: those behind them cannot start before them."""
+
+NEW_S = 15.0
+MAX_NEWCOMERS = 500
+"""Jobs younger than this are looked at also where they stand at the queue's end: one that can never fit is told so at
+once. One that is missed is told when it comes to the front."""
+
+MAX_OVERDUE = 100
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -32,144 +74,194 @@ class World:
     launcher: Launcher
     folders: AttemptFolders
     policy: Policy
+    limits: TenantLimits
+    """Of tenants that have none of their own."""
 
 
-def reconcile_once(now: datetime, world: World) -> None:
-    """Look at every live job once and do what is due."""
-    lives = world.store.live()
-    for live in lives:
-        if live.job.state not in WAITING:
-            with _one_job(live):
-                _attend(live, now, world)
-    if not any(live.job.state in WAITING for live in lives):
-        return
-    try:
-        nodes = world.launcher.nodes()
-    except LauncherUnavailableError as error:
-        logger.info("jobs wait, because the cluster does not answer: %s", error)
-        return
-    for live, move in plan_queue(world.store.live(), nodes):
-        with _one_job(live):
-            job = _move(live.job, move, now, world.store)
-            if job.state is JobState.STARTING:
-                _launch(job, live.attempt, now, world)
+@dataclass(frozen=True)
+class Watch:
+    """Who looks, and since when: its write permit, and the time from which on attempts could make themselves heard."""
+
+    fence: Fence | None
+    listening_since: datetime
+
+
+def reconcile_once(now: datetime, watch: Watch, world: World) -> None:
+    """Look at the jobs once and do what is due. LeaseLostError as soon as another process leads."""
+    _Look(now, watch, world).take()
+
+
+class _Cluster:
+    """The launcher during one look: a cluster that did not answer is not asked again, as that costs its timeout."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._trouble: LauncherUnavailableError | None = None
+
+    def ask(self, question: Callable[[Launcher], _Answer]) -> _Answer:
+        """What the launcher answers; LauncherUnavailableError if it does not, or did not before."""
+        if self._trouble is not None:
+            raise self._trouble
+        try:
+            return question(self._launcher)
+        except LauncherUnavailableError as error:
+            self._trouble = error
+            logger.info("the cluster does not answer: %s", error)
+            raise
+
+    def status(self, name: str) -> DriverStatus | None:
+        """What the cluster says about a driver; None if it does not answer."""
+        try:
+            return self.ask(lambda launcher: launcher.status(name))
+        except LauncherUnavailableError:
+            return None
+
+
+class _Look:
+    """One look at all jobs."""
+
+    def __init__(self, now: datetime, watch: Watch, world: World) -> None:
+        self._now, self._watch, self._world = now, watch, world
+        self._store, self._cluster = world.store, _Cluster(world.launcher)
+
+    def take(self) -> None:
+        """Deadlines, then what runs, then what waits."""
+        for job in self._store.overdue(self._now, MAX_OVERDUE):
+            with _one_job(job.id):
+                self._move(job.id, job.attempt, job.state, overdue(job))
+        for live in self._store.active():
+            with _one_job(live.job.id):
+                self._attend(live)
+        self._serve_queue()
+
+    # ------------------------------------------------------------------------------------------------ what runs
+
+    def _attend(self, live: LiveJob) -> None:
+        written_at = result_written_at(self._world.folders.path(live.job.id, live.attempt.number))
+        if not needs_asking(live, self._now, has_result=written_at is not None):
+            return
+        driver = self._cluster.status(submission_id(live.job.id, live.attempt.number))
+        seen = self._see(live, driver, written_at)
+        if seen.outcome is not None:
+            failpoint(Failpoint.RESULT_VERIFIED)
+        for action in decide(live, seen, self._now, self._world.policy):
+            self._execute(action, live)
+
+    def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:
+        """Read the result's checksums only when they decide something: a large model takes seconds to read."""
+        silent_s = silence_s(live, self._now, self._watch.listening_since)
+        age_s = None if written_at is None else self._now.timestamp() - written_at
+        if lives(driver) and (age_s is None or age_s <= self._world.policy.linger_s):
+            return Seen(driver, silent_s)
+        folder = self._world.folders.path(live.job.id, live.attempt.number)
+        try:
+            return Seen(driver, silent_s, verified_result(folder, live.job.id, live.attempt.number).outcome, age_s)
+        except ValueError as error:
+            failure = None if lives(driver) else attempt_failure(folder)
+            return Seen(driver, silent_s, result_problem=str(error), failure=failure)
+
+    def _execute(self, action: Action, live: LiveJob) -> None:
+        job = live.job
+        match action:
+            case Move():
+                self._move(job.id, job.attempt, job.state, action)
+            case Launch():
+                self._launch(job, live.attempt)
+            case Stop():
+                name = submission_id(job.id, action.attempt)
+                self._cluster.ask(lambda launcher: launcher.stop(name))
+            case _:
+                assert_never(action)
+
+    # ----------------------------------------------------------------------------------------------- what waits
+
+    def _serve_queue(self) -> None:
+        waiting = self._store.waiting(WINDOW)
+        nodes = self._nodes() if waiting else None
+        if nodes is None:
+            return
+        limits = Limits(self._world.limits, self._store.tenant_limits())
+        for job, move in refuse(self._with_newcomers(waiting), nodes, limits):
+            with _one_job(job.id):
+                self._move(job.id, job.attempt, job.state, move)
+        for job, move in plan_queue(waiting, self._store.active(), nodes, limits, self._now):
+            with _one_job(job.id):
+                self._start(job, move)
+
+    def _nodes(self) -> Sequence[Node] | None:
+        try:
+            return self._cluster.ask(lambda launcher: launcher.nodes())
+        except LauncherUnavailableError:
+            return None
+
+    def _with_newcomers(self, waiting: Sequence[WaitingJob]) -> list[WaitingJob]:
+        since_id = new_id(self._now - timedelta(seconds=NEW_S), 0)
+        newcomers = self._store.newcomers(since_id, MAX_NEWCOMERS)
+        return list({job.id: job for job in (*waiting, *newcomers)}.values())
+
+    def _start(self, waiting: WaitingJob, move: Move) -> None:
+        job = self._move(waiting.id, waiting.attempt, waiting.state, move)
+        attempt = self._store.attempt(job.id, job.attempt)
+        assert attempt is not None, "a job has its current attempt"
+        self._launch(job, attempt)
+
+    def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
+        """Hand an attempt to the cluster. A crash at any line is healed by doing it again."""
+        if attempt.number > 1 and not self._has_ended(job, attempt.number - 1):
+            return
+        folder = self._world.folders.prepare(job, attempt, self._store, self._watch.fence)
+        name = submission_id(job.id, attempt.number)
+        self._store.confirm(job, self._watch.fence)
+        failpoint(Failpoint.LAUNCH_BEFORE_SUBMIT)
+        try:
+            self._cluster.ask(lambda launcher: launcher.submit(name, folder))
+        except LaunchRejectedError as error:
+            rejected = Move(JobState.FAILED, Reason.SUBMIT_FAILED, str(error))
+            self._move(job.id, job.attempt, job.state, rejected)
+        else:
+            failpoint(Failpoint.LAUNCH_AFTER_SUBMIT)
+            self._store.mark_submitted(job.id, attempt.number, self._now, self._watch.fence)
+
+    def _has_ended(self, job: JobRecord, number: int) -> bool:
+        """Whether the driver of the attempt before has ended; it is stopped, so that no two run at a time.
+
+        One that does not end is waited for no longer than a silent attempt is: fenced off, it can publish nothing.
+        """
+        name = submission_id(job.id, number)
+        if not lives(self._cluster.ask(lambda launcher: launcher.status(name))):
+            return True
+        self._cluster.ask(lambda launcher: launcher.stop(name))
+        return (self._now - job.state_since).total_seconds() > self._world.policy.lost_after_s
+
+    def _move(self, job_id: str, attempt: int, state: JobState, move: Move) -> JobRecord:
+        # What the last heartbeats would have told is made up for at a job's end; until then the next attempt tells it.
+        ends = move.new in TERMINAL_STATES and state is not JobState.QUEUED
+        change = Transition(
+            job_id,
+            attempt,
+            state,
+            move.new,
+            move.reason,
+            move.message,
+            next_attempt=move.next_attempt,
+            not_before=move.not_before,
+            epochs=finished_epochs(self._world.folders.path(job_id, attempt)) if ends else (),
+        )
+        moved = self._store.transition(change, self._now, self._watch.fence)
+        logger.info("job %s attempt %d: %s -> %s (%s)", job_id, attempt, state, moved.state, moved.reason)
+        return moved
 
 
 @contextmanager
-def _one_job(live: LiveJob) -> Iterator[None]:
+def _one_job(job_id: str) -> Iterator[None]:
     """One job's trouble never keeps the others from their turn; what failed is tried again at the next look."""
     try:
         yield
+    except LeaseLostError:
+        raise
     except StaleTransitionError as error:
         logger.debug("overtaken: %s", error)
     except LauncherUnavailableError as error:
-        logger.info("job %s waits, because the cluster does not answer: %s", live.job.id, error)
+        logger.debug("job %s waits, because the cluster does not answer: %s", job_id, error)
     except Exception:
-        logger.exception("job %s could not be attended to", live.job.id)
-
-
-def _attend(live: LiveJob, now: datetime, world: World) -> None:
-    written_at = result_written_at(world.folders.path(live.job.id, live.attempt.number))
-    if not needs_asking(live, now, has_result=written_at is not None):
-        return
-    driver = _ask(live, world.launcher)
-    seen = _verified(live, driver, now, written_at, world)
-    for action in decide(live, seen, now, world.policy):
-        _execute(action, live, now, world)
-
-
-def _ask(live: LiveJob, launcher: Launcher) -> DriverStatus | None:
-    try:
-        return launcher.status(submission_id(live.job.id, live.attempt.number))
-    except LauncherUnavailableError as error:
-        logger.info("the cluster does not answer about job %s: %s", live.job.id, error)
-        return None
-
-
-def _verified(
-    live: LiveJob, driver: DriverStatus | None, now: datetime, written_at: float | None, world: World
-) -> Seen:
-    """Read the result's checksums only when they decide something: a large model takes seconds to read."""
-    age_s = None if written_at is None else now.timestamp() - written_at
-    runs = driver is not None and driver.phase in {Phase.PENDING, Phase.RUNNING}
-    if runs and (age_s is None or age_s <= world.policy.linger_s):
-        return Seen(driver)
-    try:
-        folder = world.folders.path(live.job.id, live.attempt.number)
-        return Seen(driver, verified_result(folder, live.job.id, live.attempt.number).outcome, age_s)
-    except ValueError as error:
-        return Seen(driver, result_problem=str(error))
-
-
-def _execute(action: Action, live: LiveJob, now: datetime, world: World) -> None:
-    match action:
-        case Move():
-            _move(live.job, action, now, world.store)
-        case Launch():
-            _launch(live.job, live.attempt, now, world)
-        case Stop():
-            world.launcher.stop(submission_id(live.job.id, live.attempt.number))
-        case _:
-            assert_never(action)
-
-
-def _move(job: JobRecord, move: Move, now: datetime, store: Store) -> JobRecord:
-    change = Transition(job.id, job.attempt, job.state, move.new, move.reason, move.message, move.next_attempt)
-    moved = store.transition(change, now)
-    logger.info("job %s attempt %d: %s -> %s (%s)", job.id, job.attempt, job.state, moved.state, moved.reason)
-    return moved
-
-
-def _launch(job: JobRecord, attempt: AttemptRecord, now: datetime, world: World) -> None:
-    """Hand an attempt to the cluster. A crash at any line is healed by doing it again."""
-    if attempt.number > 1:
-        world.launcher.stop(submission_id(job.id, attempt.number - 1))  # given up, but it may hold the resources
-    folder = world.folders.prepare(job, attempt, world.store)
-    try:
-        world.launcher.submit(submission_id(job.id, attempt.number), folder)
-    except LaunchRejectedError as error:
-        _move(job, Move(JobState.FAILED, Reason.SUBMIT_FAILED, str(error)), now, world.store)
-    else:
-        world.store.mark_submitted(job.id, attempt.number, now)
-
-
-class Reconciler:
-    """Runs reconcile_once in one daemon thread: at once when woken, else every `interval_s`."""
-
-    def __init__(self, world: World, interval_s: float) -> None:
-        """Does nothing until `start`."""
-        self._world = world
-        self._interval_s = interval_s
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._last_look = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look after the jobs."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Have it look at once."""
-        self._woken.set()
-
-    def stop(self, timeout_s: float = 10) -> None:
-        """End the thread; what runs on the cluster goes on."""
-        self._stopping.set()
-        self._woken.set()
-        self._thread.join(timeout_s)
-
-    @property
-    def last_look_s(self) -> float | None:
-        """Seconds since the last look ended; None if the thread does not live."""
-        return time.monotonic() - self._last_look if self._thread.is_alive() else None
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                reconcile_once(datetime.now(UTC), self._world)
-                self._last_look = time.monotonic()
-            except Exception:
-                logger.exception("the reconciler stumbled; it tries again")
-            self._woken.wait(self._interval_s)
-            self._woken.clear()
+        logger.exception("job %s could not be attended to", job_id)

@@ -10,7 +10,7 @@ from sqlalchemy import RowMapping
 
 from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
-from trainer.spec import JobSpec
+from trainer.spec import JobSpec, ResourcesSpec
 
 CancelMode = Literal["graceful", "now"]
 """`graceful`: after a last checkpoint; `now`: at once, without."""
@@ -47,7 +47,7 @@ class JobRecord:
     study_index: int | None = None
     """Its place in the study's grid, from 0."""
     retry_of: str | None = None
-    """The failed job whose checkpoints it goes on from."""
+    """The job that had ended whose checkpoints it goes on from."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,37 @@ class LiveJob:
 
     job: JobRecord
     attempt: AttemptRecord
+
+
+@dataclass(frozen=True)
+class WaitingJob:
+    """A job that waits for its turn: what the queue has to know of it, which is far less than all."""
+
+    id: str
+    tenant: str
+    state: JobState
+    attempt: int
+    priority: int
+    not_before: datetime | None
+    resources: ResourcesSpec
+
+
+@dataclass(frozen=True)
+class OverdueJob:
+    """A job that has not ended by its deadline."""
+
+    id: str
+    state: JobState
+    attempt: int
+    deadline_at: datetime
+
+
+@dataclass(frozen=True)
+class TenantLimits:
+    """What the jobs of one tenant may take at a time; None: as much as there is."""
+
+    max_running_jobs: int | None = None
+    max_workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +139,8 @@ class Transition:
     """With next_attempt: when that may start at the earliest."""
     cancel_mode: CancelMode | None = None
     """Of a stop: how."""
+    epochs: tuple[EpochSummary, ...] = ()
+    """Epochs that are finished; the heartbeat that would have told the last ones may have been lost."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ LIVE_STATES: Final = frozenset(JobState) - TERMINAL_STATES
 WAITING_STATES: Final = frozenset({JobState.QUEUED, JobState.RECOVERING})
 """States in which a job waits for its turn."""
 
+ACTIVE_STATES: Final = LIVE_STATES - WAITING_STATES
+"""States in which a job may have a driver on the cluster, and takes its room."""
+
 TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.CANCELLED, JobState.FAILED}),
     JobState.STARTING: frozenset(
@@ -57,7 +60,7 @@ class Reason(StrEnum):
 
     SUBMITTED = "submitted"
     RETRIED = "retried"
-    """Submitted by `retry` of a job that had failed; trains on from that job's last checkpoint."""
+    """Submitted by `retry` of a job that had failed or was cancelled; trains on from that job's last checkpoint."""
     ATTEMPT_SUBMITTED = "attempt_submitted"
     NEW_ATTEMPT = "new_attempt"
     FIRST_HEARTBEAT = "first_heartbeat"
@@ -88,7 +91,7 @@ class Reason(StrEnum):
     HEAD_LOST = "head_lost"
     """Ray no longer knows the attempt: its head was restarted, or does not answer."""
     HEARTBEAT_LOST = "heartbeat_lost"
-    """The attempt's driver lives, but rank 0 has been silent for too long."""
+    """The attempt's driver lives, but rank 0 has been silent for too long; or rank 0 ended, as nobody answered it."""
     STOPPED_OUTSIDE = "stopped_outside"
     """Somebody else than Hush stopped the driver."""
     ATTEMPT_FAILED = "attempt_failed"

@@ -7,9 +7,10 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Literal
 
-from sqlalchemy import Engine, and_, select, update
+from sqlalchemy import Engine, func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.records import (
     AttemptRecord,
     CancelMode,
@@ -18,15 +19,19 @@ from service.jobs.records import (
     JobFilter,
     JobRecord,
     LiveJob,
+    OverdueJob,
     StaleTransitionError,
     Submission,
+    TenantLimits,
     Transition,
+    WaitingJob,
     attempt_record,
     event_record,
     job_record,
 )
-from service.jobs.states import LIVE_STATES, TERMINAL_STATES, JobState, Reason
+from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.database import writing
+from service.store.queue import read_active, read_limits, read_newcomers, read_overdue, read_waiting
 from service.store.tables import attempts, job_events, jobs
 from service.store.writes import (
     find_attempt,
@@ -98,7 +103,10 @@ class Store:
                 job_id = insert_job(connection, submission, now)
                 if key is not None:
                     insert_key(connection, tenant, key, digest, subject_id=job_id, now=now)
-                return get_job(connection, job_id), True
+                submitted = get_job(connection, job_id)
+                failpoint(Failpoint.SUBMIT_BEFORE_COMMIT)
+            failpoint(Failpoint.SUBMIT_AFTER_COMMIT)
+            return submitted, True
         except IntegrityError:
             # PostgreSQL only: another request stored the same key between our look and our insert.
             if key is not None and (known_job := self.find_submitted(key, submission)):
@@ -122,16 +130,14 @@ class Store:
         with self._engine.begin() as connection:
             return [job_record(row) for row in connection.execute(query).mappings()]
 
-    def live(self) -> list[LiveJob]:
-        """All jobs that have not ended, with their current attempts, oldest first."""
-        job_query = select(jobs).where(jobs.c.state.in_(sorted(LIVE_STATES))).order_by(jobs.c.id)
-        current = and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt)
-        attempt_query = select(attempts).join(jobs, current).where(jobs.c.state.in_(sorted(LIVE_STATES)))
+    def lineage(self, job: JobRecord) -> list[str]:
+        """Ids of a job, of the job it retries, of the one that retried, and so on back to the first."""
+        ids, earlier = [job.id], job.retry_of
         with self._engine.begin() as connection:
-            by_job = {row["job_id"]: attempt_record(row) for row in connection.execute(attempt_query).mappings()}
-            found = [job_record(row) for row in connection.execute(job_query).mappings()]
-        # Under PostgreSQL's READ COMMITTED a job may be stored between the two queries: it is seen next time.
-        return [LiveJob(job, by_job[job.id]) for job in found if job.id in by_job]
+            while earlier is not None:
+                ids.append(earlier)
+                earlier = connection.execute(select(jobs.c.retry_of).where(jobs.c.id == earlier)).scalar_one()
+        return ids
 
     def transition(self, change: Transition, now: datetime, fence: Fence | None = None) -> JobRecord:
         """Make one change of state, with its event.
@@ -142,6 +148,14 @@ class Store:
             hold(connection, fence)
             move(connection, change, now)
             return get_job(connection, change.job_id)
+
+    def confirm(self, job: JobRecord, fence: Fence | None) -> None:
+        """Raise unless a job is still as the asker saw it, and the asker holds its lease."""
+        this = (jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt)
+        with self._engine.begin() as connection:
+            hold(connection, fence)
+            if connection.execute(select(jobs.c.id).where(*this)).first() is None:
+                raise StaleTransitionError(f"job {job.id} is not {job.state} in attempt {job.attempt} any more")
 
     def request_cancel(
         self, job_id: str, now: datetime, mode: CancelMode = "graceful", reason: Reason = Reason.USER_CANCELLED
@@ -158,9 +172,11 @@ class Store:
                 return self._hurry(job, now) if mode == "now" and job.cancel_mode != "now" else job
             new = JobState.CANCELLED if job.state is JobState.QUEUED else JobState.CANCELLING
             try:
-                return self.transition(Transition(job.id, job.attempt, job.state, new, reason, cancel_mode=mode), now)
+                asked = self.transition(Transition(job.id, job.attempt, job.state, new, reason, cancel_mode=mode), now)
             except StaleTransitionError:
                 continue  # it moved while we looked: look again
+            failpoint(Failpoint.CANCEL_AFTER_COMMIT)
+            return asked
 
     def _hurry(self, job: JobRecord, now: datetime) -> JobRecord:
         this = (jobs.c.id == job.id, jobs.c.state == JobState.CANCELLING)
@@ -168,7 +184,39 @@ class Store:
             connection.execute(update(jobs).where(*this).values(cancel_mode="now", updated_at=now))
             return get_job(connection, job.id)
 
+    # ----------------------------------------------------------------------------------------------------- queue
+
+    def active(self) -> list[LiveJob]:
+        """Jobs that may have a driver, with their current attempts, oldest first."""
+        with self._engine.begin() as connection:
+            return read_active(connection)
+
+    def waiting(self, num_per_tenant: int) -> list[WaitingJob]:
+        """Jobs that wait for their turn, by priority, then age: of each tenant the first ones."""
+        with self._engine.begin() as connection:
+            return read_waiting(connection, num_per_tenant)
+
+    def newcomers(self, since_id: str, limit: int) -> list[WaitingJob]:
+        """Queued jobs that came after `since_id`, the newest ones."""
+        with self._engine.begin() as connection:
+            return read_newcomers(connection, since_id, limit)
+
+    def overdue(self, now: datetime, limit: int) -> list[OverdueJob]:
+        """Jobs past their deadlines that nobody has asked to stop yet."""
+        with self._engine.begin() as connection:
+            return read_overdue(connection, now, limit)
+
+    def tenant_limits(self) -> dict[str, TenantLimits]:
+        """What tenants may take, of those that have limits of their own."""
+        with self._engine.begin() as connection:
+            return read_limits(connection)
+
     # -------------------------------------------------------------------------------------------------- attempts
+
+    def attempt(self, job_id: str, number: int) -> AttemptRecord | None:
+        """An attempt of a job, or None."""
+        with self._engine.begin() as connection:
+            return find_attempt(connection, job_id, number)
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """All attempts of a job, the first one first."""
@@ -186,7 +234,7 @@ class Store:
         """The cluster has accepted an attempt."""
         with self._writing.begin() as connection:
             hold(connection, fence)
-            update_attempt(connection, job_id, number, {"submitted_at": now})
+            update_attempt(connection, job_id, number, {"submitted_at": func.coalesce(attempts.c.submitted_at, now)})
 
     def heartbeat(self, job_id: str, number: int, token: str, beat: Heartbeat, now: datetime) -> HeartbeatReply:
         """Take in what rank 0 says; raises UnknownAttemptError, WrongTokenError or FencedOffError."""
@@ -202,10 +250,14 @@ class Store:
             if job.state in {JobState.STARTING, JobState.RECOVERING}:
                 move(connection, Transition(job.id, number, job.state, JobState.RUNNING, Reason.FIRST_HEARTBEAT), now)
                 job = get_job(connection, job_id)
-            update_attempt(connection, job_id, number, {"heartbeat_at": now})
+            # Who speaks was submitted, also where we were killed before we could note it.
+            submitted_at = func.coalesce(attempts.c.submitted_at, now)
+            update_attempt(connection, job_id, number, {"heartbeat_at": now, "submitted_at": submitted_at})
             store_progress(connection, job, beat, now)
             store_epochs(connection, job, beat.finished_epochs, now)
-            return HeartbeatReply(action=_reply(job))
+            failpoint(Failpoint.HEARTBEAT_BEFORE_COMMIT)
+        failpoint(Failpoint.HEARTBEAT_AFTER_COMMIT)
+        return HeartbeatReply(action=_reply(job))
 
     # ---------------------------------------------------------------------------------------------------- events
 

@@ -99,7 +99,8 @@ jobs = Table(
     Index(None, "tenant", "state", "id"),
     Index(None, "tenant", "name", "id"),
     Index(None, "tenant", "method", "id"),
-    Index(None, "state", "priority", "id"),
+    Index(None, "state", "tenant", "priority", "id"),
+    Index(None, "state", "deadline_at"),
     Index(None, "study_id", "study_index"),
 )
 

@@ -15,6 +15,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.ids import new_id
 from service.jobs.records import (
     AttemptRecord,
@@ -71,6 +72,8 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
         values["cancel_mode"] = change.cancel_mode
     if change.next_attempt:
         values |= {"attempt": change.attempt + 1, "num_failures": jobs.c.num_failures + 1}
+    if change.epochs:
+        store_epochs(connection, lock_job(connection, change.job_id), change.epochs, now)
     seen = (jobs.c.id == change.job_id, jobs.c.state == change.state, jobs.c.attempt == change.attempt)
     if connection.execute(update(jobs).where(*seen).values(values)).rowcount != 1:
         raise StaleTransitionError(f"job {change.job_id} is not {change.state} in attempt {change.attempt} any more")
@@ -79,7 +82,9 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
         update_attempt(connection, change.job_id, change.attempt, end)
     if change.next_attempt:
         _insert_attempt(connection, change.job_id, change.attempt + 1, now)
+    failpoint(Failpoint.MOVE_BEFORE_EVENT)
     insert_state_event(connection, change, now)
+    failpoint(Failpoint.MOVE_AFTER_EVENT)
 
 
 def insert_job(connection: Connection, submission: Submission, now: datetime) -> str:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from service.control.failpoints import Failpoint, failpoint
 from service.jobs.records import EventRecord, Fence, JobRecord, LeaseLostError
 from service.store.leases import Leases
 from service.store.webhooks import DueDelivery, Webhooks
@@ -107,6 +108,7 @@ class WebhookSender:
     def _deliver(self, delivery: DueDelivery, fence: Fence) -> None:
         try:
             error = self._send(delivery, datetime.now(UTC))
+            failpoint(Failpoint.WEBHOOK_AFTER_SEND)
             tried = outcome(delivery.num_tries, error, datetime.now(UTC), self._random())
             self._outbox.webhooks.record(delivery, tried, fence)
             self._tell(delivery, tried)

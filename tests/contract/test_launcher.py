@@ -72,10 +72,10 @@ def test_a_failure_tells_its_last_words(launcher: Launcher, tmp_path: Path) -> N
     assert "RuntimeError: the loss is not finite at step 3" in (status.message or "")
 
 
-def test_a_killed_driver_is_lost(launcher: Launcher, tmp_path: Path) -> None:
+def test_a_killed_driver_is_known_as_such(launcher: Launcher, tmp_path: Path) -> None:
     name, folder = prepared(tmp_path, "dies")
     launcher.submit(name, folder)
-    assert wait_until(launcher, name, set(Phase) - RUNS).phase is Phase.LOST
+    assert wait_until(launcher, name, set(Phase) - RUNS).phase is Phase.KILLED
 
 
 def test_asked_twice_it_starts_one_driver_and_stops_it(launcher: Launcher, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Jobs: submit, list, look, cancel."""
+"""Jobs: submit, list, look, cancel, retry."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
@@ -12,10 +12,10 @@ from service.api.admission import admit
 from service.api.auth import InPrincipal
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
-from service.api.views import job_path, job_view
+from service.api.views import attempt_view, job_path, job_view
 from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord, Submission
 from service.jobs.states import TERMINAL_STATES, JobState
-from service.schemas import JobPage, JobView
+from service.schemas import AttemptList, CancelRequest, JobPage, JobView
 from trainer.spec import JobSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -29,6 +29,10 @@ IdempotencyKey = Annotated[
         description="Any name of yours for this request: sent again with it, the request makes no second job.",
     ),
 ]
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}}
+}
+"""Documents the answer of routes that make a job."""
 Limit = Annotated[int, Query(ge=1, le=500, description="At most this many on a page.")]
 
 
@@ -44,7 +48,7 @@ def json_only(request: Request) -> None:
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(json_only)],
     responses={
-        202: {"headers": {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}},
+        **ACCEPTED,
         **problems(400, 409, 413, 415, 422),
     },
     summary="Submit a job",
@@ -102,12 +106,46 @@ def get_job(job: KnownJob, context: InContext) -> JobView:
     return job_view(job, context.settings.mlflow_uri)
 
 
-@router.post("/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, responses=problems(404, 409), summary="Cancel a job")
-def cancel_job(job: KnownJob, context: InContext) -> JobView:
-    """Cancel a job that waits; ask one that runs to stop. What it has by then is kept. To repeat it is fine."""
-    now = context.store.request_cancel(job.id, datetime.now(UTC))
-    assert now is not None, "jobs are never deleted"
-    if now.state in TERMINAL_STATES and now.state is not JobState.CANCELLED:
-        raise ProblemError(HTTPStatus.CONFLICT, f"The job has ended: it is {now.state}.")
+@router.get("/{job_id}/attempts", responses=problems(404), summary="Attempts of a job")
+def list_attempts(job: KnownJob, context: InContext) -> AttemptList:
+    """All attempts, the first one first: when each began and ended, and why."""
+    return AttemptList(items=[attempt_view(attempt) for attempt in context.store.attempts(job.id)])
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=problems(400, 404, 409, 413, 422),
+    summary="Cancel a job",
+)
+def cancel_job(job: KnownJob, context: InContext, request: CancelRequest | None = None) -> JobView:
+    """Cancel a job that waits; ask one that runs to stop: after a last checkpoint or, with `{"mode": "now"}`, at once.
+
+    What it has by then is kept. To repeat it is fine, and hurries a graceful stop if it says `now`.
+    """
+    mode = (request or CancelRequest()).mode
+    cancelled = context.store.request_cancel(job.id, datetime.now(UTC), mode)
+    assert cancelled is not None, "jobs are never deleted"
+    if cancelled.state in TERMINAL_STATES and cancelled.state is not JobState.CANCELLED:
+        raise ProblemError(HTTPStatus.CONFLICT, f"The job has ended: it is {cancelled.state}.")
     context.reconciler.wake()
-    return job_view(now, context.settings.mlflow_uri)
+    return job_view(cancelled, context.settings.mlflow_uri)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={**ACCEPTED, **problems(404, 409, 422)},
+    summary="Retry a job that has failed",
+)
+def retry_job(job: KnownJob, context: InContext, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
+    """Submit the spec of a job that is FAILED or CANCELLED again, as a new job that goes on from its last checkpoint.
+
+    The old job stays as it is. The new one has all its attempts and its whole deadline before it.
+    """
+    if job.state not in {JobState.FAILED, JobState.CANCELLED}:
+        detail = f"The job is {job.state}; a job can be retried that is FAILED or CANCELLED."
+        raise ProblemError(HTTPStatus.CONFLICT, detail)
+    retried = _submit(Submission(job.tenant, job.spec, retry_of=job.id), context, idempotency_key)
+    response.headers["Location"] = job_path(retried.id)
+    return job_view(retried, context.settings.mlflow_uri)

@@ -29,7 +29,8 @@ def test_a_job_runs_to_its_end(service: RunningService, manifest: Path) -> None:
     assert [e["id"] for e in events] == sorted(e["id"] for e in events)
     assert done["progress"]["step"] == 20
     metrics = service.client.get(f"/api/v1/jobs/{job['id']}/metrics").json()
-    assert [point["value"] for point in metrics["series"][0]["points"]] == [1.0, 0.5]
+    points = {series["name"]: [point["value"] for point in series["points"]] for series in metrics["series"]}
+    assert points["train/loss"] == [1.0, 0.5]
 
 
 def test_the_driver_gets_two_paths_and_a_private_file(service: RunningService, manifest: Path) -> None:
@@ -73,7 +74,7 @@ def test_a_killed_driver_is_resumed(service: RunningService, manifest: Path) -> 
 def test_too_many_failures_end_the_job(service: RunningService, manifest: Path) -> None:
     job = service.submit(manifest, name="dies", fault_tolerance={"max_failures": 1})
     done = service.wait_for(job["id"], "SUCCEEDED", "FAILED")
-    assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "head_lost", 2)
+    assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "driver_lost", 2)
     assert "max_failures is 1" in done["message"]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cluster.attempts import AttemptFolders, verified_result
-from service.jobs.records import Submission
+from service.cluster.attempts import AttemptFolders, attempt_failure, verified_result
+from service.jobs.records import AttemptRecord, Fence, JobRecord, LeaseLostError, Submission
 from service.store.database import migrate, open_engine
 from service.store.store import Store
 from service.store.writes import hash_token
@@ -28,27 +28,68 @@ def store(tmp_path: Path) -> Store:
     return Store(engine)
 
 
+def attempt_of(job: JobRecord, store: Store) -> AttemptRecord:
+    found = store.attempt(job.id, job.attempt)
+    assert found is not None
+    return found
+
+
 def read(folder: Path) -> AttemptContext:
     return AttemptContext.model_validate_json((folder / "attempt.json").read_bytes())
 
 
 def test_prepare_is_safe_to_repeat(tmp_path: Path, store: Store) -> None:
     folders = AttemptFolders(tmp_path / "storage", "http://hush", "http://mlflow")
-    store.submit(Submission("default", SPEC), NOW)
-    [live] = store.live()
-    first = read(folders.prepare(live.job, live.attempt, store))
-    [live] = store.live()
+    job, _ = store.submit(Submission("default", SPEC), NOW)
+    first = read(folders.prepare(job, attempt_of(job, store), store))
     assert first.heartbeat_token is not None
-    assert live.attempt.token_hash == hash_token(first.heartbeat_token)
-    assert first.heartbeat_url == f"http://hush/api/v1/internal/attempts/{live.job.id}/1/heartbeat"
-    again = read(folders.prepare(live.job, live.attempt, store))
+    assert attempt_of(job, store).token_hash == hash_token(first.heartbeat_token)
+    assert first.heartbeat_url == f"http://hush/api/v1/internal/attempts/{job.id}/1/heartbeat"
+    again = read(folders.prepare(job, attempt_of(job, store), store))
     assert again == first  # a driver that has read the file already keeps a token that is good
-    (folders.path(live.job.id, 1) / "attempt.json").write_text("{")
-    torn = read(folders.prepare(live.job, live.attempt, store))
-    [live] = store.live()
+    (folders.path(job.id, 1) / "attempt.json").write_text("{")
+    torn = read(folders.prepare(job, attempt_of(job, store), store))
     assert torn.heartbeat_token != first.heartbeat_token
-    assert live.attempt.token_hash == hash_token(torn.heartbeat_token or "")
-    assert [path.name for path in folders.path(live.job.id, 1).iterdir()] == ["attempt.json"]
+    assert attempt_of(job, store).token_hash == hash_token(torn.heartbeat_token or "")
+    assert [path.name for path in folders.path(job.id, 1).iterdir()] == ["attempt.json"]
+
+
+def test_a_retried_job_goes_on_from_those_before_it(tmp_path: Path, store: Store) -> None:
+    folders = AttemptFolders(tmp_path / "storage", "http://hush", None)
+    first, _ = store.submit(Submission("default", SPEC), NOW)
+    second, _ = store.submit(Submission("default", SPEC, retry_of=first.id), NOW)
+    third, _ = store.submit(Submission("default", SPEC, retry_of=second.id), NOW)
+    earlier = [(second, 2), (second, 1), (first, 1)]
+    for job, number in earlier:
+        folders.path(job.id, number).mkdir(parents=True)
+    context = read(folders.prepare(third, attempt_of(third, store), store))
+    assert context.resume_dirs == tuple(str(folders.path(job.id, number)) for job, number in earlier)
+
+
+def test_who_does_not_lead_any_more_prepares_nothing(tmp_path: Path, store: Store) -> None:
+    folders = AttemptFolders(tmp_path / "storage", "http://hush", None)
+    job, _ = store.submit(Submission("default", SPEC), NOW)
+    with pytest.raises(LeaseLostError):
+        folders.prepare(job, attempt_of(job, store), store, Fence("reconciler", 1))
+    assert attempt_of(job, store).token_hash is None
+    assert not (folders.path(job.id, 1) / "attempt.json").exists()
+
+
+def write_failure(folder: Path, **changes: object) -> None:
+    failure = {"reason": "non_finite_loss", "message": "the loss is nan", "is_final": True}
+    (folder / "failure.json").write_text(json.dumps(failure | changes))
+
+
+def test_what_an_attempt_says_of_its_failure(tmp_path: Path) -> None:
+    assert attempt_failure(tmp_path) is None
+    write_failure(tmp_path)
+    failure = attempt_failure(tmp_path)
+    assert failure is not None
+    assert (failure.reason, failure.message, failure.is_final) == ("non_finite_loss", "the loss is nan", True)
+    write_failure(tmp_path, reason="boredom")
+    assert attempt_failure(tmp_path) is None
+    (tmp_path / "failure.json").write_text("{")
+    assert attempt_failure(tmp_path) is None
 
 
 def test_attempts_are_in_order_of_their_numbers(tmp_path: Path) -> None:

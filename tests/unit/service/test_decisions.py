@@ -1,57 +1,100 @@
-"""What the reconciler decides, without clock, database or cluster."""
+"""What the reconciler decides about what runs, without clock, database or cluster."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from service.cluster.launcher import DriverStatus, Node, Phase
-from service.control.decisions import Launch, Move, Policy, Seen, Stop, decide, last_lines, needs_asking, plan_queue
-from service.jobs.records import AttemptRecord, JobRecord, LiveJob
-from service.jobs.states import JobState, Reason, may_become
+from service.cluster.launcher import DriverStatus, Phase
+from service.control.decisions import (
+    Launch,
+    Move,
+    Policy,
+    Seen,
+    Stop,
+    backoff_s,
+    decide,
+    last_lines,
+    needs_asking,
+    overdue,
+    silence_s,
+)
+from service.jobs.records import AttemptRecord, CancelMode, JobRecord, LiveJob, OverdueJob
+from service.jobs.states import ACTIVE_STATES, LIVE_STATES, JobState, Reason, may_become
+from trainer.run_schema import AttemptFailure, Progress
 from trainer.spec import JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-POLICY = Policy(cancel_grace_s=10, lost_after_s=60, linger_s=30)
+POLICY = Policy(
+    cancel_grace_s=10,
+    cancel_checkpoint_s=100,
+    lost_after_s=60,
+    start_timeout_s=900,
+    linger_s=30,
+    retry_backoff_s=2,
+    retry_backoff_max_s=300,
+)
 
 
 def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
 
-def live(state: JobState, *, beat_s: float | None = 1, submitted_s: float | None = 100, **changes: Any) -> LiveJob:
+def live(
+    state: JobState, *, beat_s: float | None = 1, submitted_s: float | None = 100, number: int = 1, **changes: Any
+) -> LiveJob:
     spec = {"name": "job", "data": {"manifest": "/m", "batch_size": 64}, **changes.pop("spec", {})}
+    default_reason = Reason.USER_CANCELLED if state is JobState.CANCELLING else Reason.SUBMITTED
     job = JobRecord(
-        id=changes.pop("id", "0" * 26),
+        id="0" * 26,
         tenant="default",
         spec=JobSpec.model_validate(spec),
         state=state,
         state_since=ago(changes.pop("since_s", 100)),
-        reason=Reason.USER_CANCELLED if state is JobState.CANCELLING else Reason.SUBMITTED,
+        reason=changes.pop("reason", default_reason),
         message=None,
-        attempt=1,
+        attempt=number,
         num_failures=changes.pop("num_failures", 0),
-        progress=None,
+        progress=changes.pop("progress", None),
         mlflow_run_id=None,
         mlflow_experiment_id=None,
-        created_at=ago(100),
+        created_at=ago(1000),
         updated_at=ago(1),
         started_at=None,
         ended_at=None,
+        cancel_mode=changes.pop("cancel_mode", None),
     )
     assert not changes
     times = [None if seconds is None else ago(seconds) for seconds in (submitted_s, beat_s)]
-    return LiveJob(job, AttemptRecord(job.id, 1, "hash", ago(100), *times))
+    return LiveJob(job, AttemptRecord(job.id, number, "hash", ago(1000), *times))
 
 
 def decided(job: LiveJob, phase: Phase | None, **seen: Any) -> tuple[object, ...]:
-    return decide(job, Seen(None if phase is None else DriverStatus(phase, "words"), **seen), NOW, POLICY)
+    silent_s = seen.pop("silent_s", silence_s(job, NOW, listening_since=ago(10_000)))
+    driver = None if phase is None else DriverStatus(phase, "words")
+    return decide(job, Seen(driver, silent_s, **seen), NOW, POLICY)
 
 
-ENDED = [Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.LOST]
+def the_move(actions: tuple[object, ...]) -> Move:
+    [move] = actions
+    assert isinstance(move, Move)
+    return move
+
+
+def failure(**changes: Any) -> AttemptFailure:
+    said = {"reason": "worker_lost", "message": "gone", "traceback": "a\nb", "rank": 1, "is_final": False}
+    return AttemptFailure.model_validate(said | changes)
+
+
+def progress(phase: str) -> Progress:
+    return Progress.model_validate({"phase": phase, "epoch": 1, "num_epochs": 2, "step": 1, "num_steps": 2})
+
+
+ENDED = [Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.KILLED, Phase.LOST]
 
 
 @pytest.mark.parametrize("phase", ENDED)
@@ -65,34 +108,86 @@ def test_rays_word_alone_is_no_success() -> None:
     assert move == Move(JobState.FAILED, Reason.RESULT_MISSING, "model.pt is damaged")
 
 
-def test_a_lost_attempt_is_followed_by_another() -> None:
-    [move] = decided(live(JobState.RUNNING), Phase.LOST)
-    assert move == Move(JobState.RECOVERING, Reason.HEAD_LOST, "words", next_attempt=True)
+@pytest.mark.parametrize(("phase", "reason"), [(Phase.LOST, Reason.HEAD_LOST), (Phase.KILLED, Reason.DRIVER_LOST)])
+def test_a_lost_attempt_is_followed_by_another_after_a_while(phase: Phase, reason: Reason) -> None:
+    move = the_move(decided(live(JobState.RUNNING, num_failures=1), phase))
+    in_4_s = NOW + timedelta(seconds=4)
+    assert move == Move(JobState.RECOVERING, reason, "words", next_attempt=True, not_before=in_4_s)
 
 
 @pytest.mark.parametrize(("num_failures", "state"), [(2, JobState.RECOVERING), (3, JobState.FAILED)])
 def test_up_to_max_failures(num_failures: int, state: JobState) -> None:
-    [move] = decided(live(JobState.RUNNING, num_failures=num_failures), Phase.LOST)
-    assert isinstance(move, Move)
+    move = the_move(decided(live(JobState.RUNNING, num_failures=num_failures), Phase.LOST))
     assert move.new is state
+    assert ("max_failures is 3" in (move.message or "")) == (state is JobState.FAILED)
+
+
+def test_the_wait_doubles_up_to_a_limit() -> None:
+    assert [backoff_s(number, POLICY) for number in (0, 1, 2, 7, 8, 10_000)] == [2, 4, 8, 256, 300, 300]
+
+
+def test_an_attempt_says_itself_why_it_failed() -> None:
+    move = the_move(decided(live(JobState.RUNNING), Phase.FAILED, failure=failure()))
+    assert (move.new, move.reason) == (JobState.RECOVERING, Reason.WORKER_LOST)
+    assert move.message == "rank 1: gone\na\nb"
+    told = failure(reason="out_of_memory", rank=None, traceback="")
+    move = the_move(decided(live(JobState.RUNNING, num_failures=3), Phase.KILLED, failure=told))
+    assert (move.new, move.reason) == (JobState.FAILED, Reason.OUT_OF_MEMORY)
+    assert (move.message or "").startswith("gone\nIt was started again 3 times")
+
+
+def test_what_would_fail_again_is_not_tried_again() -> None:
+    said = failure(reason="non_finite_loss", is_final=True)
+    move = the_move(decided(live(JobState.RUNNING), Phase.FAILED, failure=said))
+    assert (move.new, move.reason) == (JobState.FAILED, Reason.NON_FINITE_LOSS)
 
 
 def test_an_error_of_the_driver_is_not_repeated() -> None:
     assert decided(live(JobState.RUNNING), Phase.FAILED) == (Move(JobState.FAILED, Reason.ATTEMPT_FAILED, "words"),)
 
 
+def test_stopped_by_somebody_else() -> None:
+    move = the_move(decided(live(JobState.RUNNING), Phase.STOPPED))
+    assert (move.new, move.reason) == (JobState.FAILED, Reason.STOPPED_OUTSIDE)
+
+
 def test_an_attempt_that_stopped_by_itself_is_resumed() -> None:
-    [move] = decided(live(JobState.RUNNING), Phase.SUCCEEDED, outcome="stopped")
-    assert isinstance(move, Move)
-    assert (move.new, move.next_attempt) == (JobState.RECOVERING, True)
+    move = the_move(decided(live(JobState.RUNNING), Phase.SUCCEEDED, outcome="stopped"))
+    assert (move.new, move.reason, move.next_attempt) == (JobState.RECOVERING, Reason.HEARTBEAT_LOST, True)
 
 
-def test_silence_counts_only_while_ray_is_away() -> None:
-    assert decided(live(JobState.RUNNING, beat_s=1000), Phase.RUNNING) == ()
+def test_silence_while_ray_is_away() -> None:
     assert decided(live(JobState.RUNNING, beat_s=59), None) == ()
-    [move] = decided(live(JobState.RUNNING, beat_s=61), None)
+    move = the_move(decided(live(JobState.RUNNING, beat_s=61), None))
+    assert (move.new, move.reason) == (JobState.RECOVERING, Reason.HEAD_LOST)
+
+
+def test_a_driver_that_lives_but_is_silent_is_given_up() -> None:
+    assert decided(live(JobState.RUNNING, beat_s=59), Phase.RUNNING) == ()
+    move, stop = decided(live(JobState.RUNNING, beat_s=61), Phase.RUNNING)
     assert isinstance(move, Move)
-    assert move.new is JobState.RECOVERING
+    assert (move.new, move.reason, stop) == (JobState.RECOVERING, Reason.HEARTBEAT_LOST, Stop(1))
+    # Nobody looks at a job that has ended: there the driver must be gone first.
+    stop, move = decided(live(JobState.RUNNING, beat_s=61, num_failures=3), Phase.RUNNING)
+    assert isinstance(move, Move)
+    assert (move.new, move.reason, stop) == (JobState.FAILED, Reason.HEARTBEAT_LOST, Stop(1))
+
+
+def test_starting_may_take_longer() -> None:
+    starting = live(JobState.STARTING, beat_s=None, submitted_s=899, since_s=900)
+    for phase in (Phase.PENDING, Phase.RUNNING):
+        assert decided(starting, phase) == ()
+        move, stop = decided(live(JobState.STARTING, beat_s=None, submitted_s=901, since_s=902), phase)
+        assert isinstance(move, Move)
+        assert (move.new, move.reason, stop) == (JobState.RECOVERING, Reason.HEARTBEAT_LOST, Stop(1))
+
+
+def test_silence_counts_only_while_somebody_listens() -> None:
+    silent = live(JobState.RUNNING, beat_s=500, since_s=600, submitted_s=600)
+    assert silence_s(silent, NOW, listening_since=ago(1000)) == 500
+    assert silence_s(silent, NOW, listening_since=ago(3)) == 3
+    asked = live(JobState.CANCELLING, beat_s=500, since_s=1, submitted_s=600)
+    assert silence_s(asked, NOW, listening_since=ago(1000)) == 500
 
 
 def test_what_was_not_handed_over_is_handed_over_again() -> None:
@@ -102,21 +197,41 @@ def test_what_was_not_handed_over_is_handed_over_again() -> None:
 def test_a_driver_that_lingers_after_its_result_is_ended() -> None:
     assert decided(live(JobState.RUNNING), Phase.RUNNING, outcome="succeeded", result_age_s=29) == ()
     done = Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE)
-    assert decided(live(JobState.RUNNING), Phase.RUNNING, outcome="succeeded", result_age_s=31) == (Stop(), done)
+    assert decided(live(JobState.RUNNING), Phase.RUNNING, outcome="succeeded", result_age_s=31) == (Stop(1), done)
 
 
 def test_cancelling_waits_for_the_attempt_and_then_ends_it() -> None:
     assert decided(live(JobState.CANCELLING, since_s=9), Phase.RUNNING) == ()
-    assert decided(live(JobState.CANCELLING, since_s=11), Phase.RUNNING) == (Stop(),)
-    assert decided(live(JobState.CANCELLING, since_s=1, beat_s=None), Phase.PENDING) == (Stop(),)
+    assert decided(live(JobState.CANCELLING, since_s=11), Phase.RUNNING) == (Stop(1),)
+    assert decided(live(JobState.CANCELLING, since_s=1, beat_s=None), Phase.PENDING) == (Stop(1),)
+
+
+@pytest.mark.parametrize(
+    ("phase", "since_s", "beat_s", "waits"),
+    [
+        ("training", 11, 1, False),
+        ("finishing", 11, 1, True),
+        ("recording", 99, 1, True),
+        ("evaluating", 101, 1, False),
+        ("finishing", 99, 61, False),
+    ],
+)
+def test_cancelling_waits_longer_for_a_checkpoint(phase: str, since_s: float, beat_s: float, waits: bool) -> None:
+    job = live(JobState.CANCELLING, since_s=since_s, beat_s=beat_s, submitted_s=900, progress=progress(phase))
+    assert decided(job, Phase.RUNNING) == (() if waits else (Stop(1),))
+
+
+def test_cancelling_now_does_not_wait() -> None:
+    job = live(JobState.CANCELLING, since_s=0, progress=progress("finishing"), cancel_mode="now")
+    assert decided(job, Phase.RUNNING) == (Stop(1),)
 
 
 @pytest.mark.parametrize("phase", ENDED)
 def test_cancelling_ends(phase: Phase) -> None:
     assert decided(live(JobState.CANCELLING), phase) == (Move(JobState.CANCELLED, Reason.USER_CANCELLED),)
-    [move] = decided(live(JobState.CANCELLING), phase, outcome="succeeded")
-    assert isinstance(move, Move)
-    assert move.new is JobState.SUCCEEDED
+    assert the_move(decided(live(JobState.CANCELLING), phase, outcome="succeeded")).new is JobState.SUCCEEDED
+    late = live(JobState.CANCELLING, reason=Reason.DEADLINE)
+    assert decided(late, phase, failure=failure()) == (Move(JobState.FAILED, Reason.DEADLINE),)
 
 
 def test_cancelling_ends_without_ray_too() -> None:
@@ -124,15 +239,67 @@ def test_cancelling_ends_without_ray_too() -> None:
     assert decided(live(JobState.CANCELLING, beat_s=61), None) == (Move(JobState.CANCELLED, Reason.USER_CANCELLED),)
 
 
-@pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING, JobState.CANCELLING])
-@pytest.mark.parametrize("phase", [None, *Phase])
-@pytest.mark.parametrize("outcome", [None, "succeeded", "stopped"])
-@pytest.mark.parametrize("beat_s", [None, 1, 1000])
-def test_every_move_is_legal(state: JobState, phase: Phase | None, outcome: str | None, beat_s: float | None) -> None:
-    for num_failures in (0, 3):
-        job = live(state, beat_s=beat_s, num_failures=num_failures)
-        for action in decided(job, phase, outcome=outcome, result_age_s=1000):
-            assert not isinstance(action, Move) or may_become(state, action.new)
+def test_cancelling_a_job_that_recovered_ends_the_attempt_before() -> None:
+    job = live(JobState.CANCELLING, number=2, submitted_s=None, beat_s=None)
+    assert decided(job, Phase.LOST) == (Stop(1), Move(JobState.CANCELLED, Reason.USER_CANCELLED))
+
+
+@pytest.mark.parametrize("state", sorted(LIVE_STATES - {JobState.CANCELLING}))
+def test_a_deadline_ends_what_waits_and_stops_what_runs(state: JobState) -> None:
+    move = overdue(OverdueJob("0" * 26, state, 1, NOW))
+    assert move.new is (JobState.FAILED if state is JobState.QUEUED else JobState.CANCELLING)
+    assert move.reason is Reason.DEADLINE
+    assert "2026-01-01 00:00:00 UTC" in (move.message or "")
+    assert may_become(state, move.new)
+
+
+SECONDS = st.none() | st.floats(0, 2000)
+
+
+@given(
+    state=st.sampled_from(sorted(ACTIVE_STATES)),
+    phase=st.none() | st.sampled_from(Phase),
+    outcome=st.sampled_from([None, "succeeded", "stopped"]),
+    beat_s=SECONDS,
+    submitted_s=SECONDS,
+    number=st.integers(1, 3),
+    num_failures=st.integers(0, 4),
+    said=st.none() | st.builds(failure, is_final=st.booleans()),
+    cancel_mode=st.sampled_from([None, "graceful", "now"]),
+    result_age_s=st.floats(0, 100),
+)
+def test_every_move_is_legal_and_every_end_leaves_no_driver(
+    *,
+    state: JobState,
+    phase: Phase | None,
+    outcome: str | None,
+    beat_s: float | None,
+    submitted_s: float | None,
+    number: int,
+    num_failures: int,
+    said: AttemptFailure | None,
+    cancel_mode: CancelMode | None,
+    result_age_s: float,
+) -> None:
+    job = live(
+        state,
+        beat_s=beat_s,
+        submitted_s=submitted_s,
+        number=number,
+        num_failures=num_failures,
+        cancel_mode=cancel_mode,
+    )
+    actions = decided(job, phase, outcome=outcome, result_age_s=result_age_s, failure=said)
+    moves = [action for action in actions if isinstance(action, Move)]
+    assert len(moves) <= 1
+    for move in moves:
+        assert may_become(state, move.new)
+        assert move.next_attempt == (move.new is JobState.RECOVERING)
+        assert (move.not_before is not None) == move.next_attempt
+        if move.next_attempt:
+            assert num_failures < job.job.spec.fault_tolerance.max_failures
+        elif phase in {Phase.PENDING, Phase.RUNNING}:
+            assert actions.index(Stop(number)) < actions.index(move)
 
 
 def test_ray_is_not_asked_while_heartbeats_come() -> None:
@@ -140,62 +307,6 @@ def test_ray_is_not_asked_while_heartbeats_come() -> None:
     assert needs_asking(live(JobState.RUNNING, beat_s=1), NOW, has_result=True)
     assert needs_asking(live(JobState.RUNNING, beat_s=4), NOW, has_result=False)
     assert needs_asking(live(JobState.STARTING, beat_s=None), NOW, has_result=False)
-    assert not needs_asking(live(JobState.QUEUED, beat_s=None), NOW, has_result=False)
-
-
-def asking(identity: str, num_workers: int, *, gpus: int = 0, state: JobState = JobState.QUEUED) -> LiveJob:
-    resources = {"num_workers": num_workers, "gpus_per_worker": gpus}
-    data = {"manifest": "/m", "batch_size": num_workers}
-    return live(state, id=identity, spec={"resources": resources, "data": data})
-
-
-def planned(jobs: list[LiveJob], *nodes: Node) -> list[tuple[str, JobState]]:
-    return [(job.job.id, move.new) for job, move in plan_queue(jobs, nodes)]
-
-
-def test_the_oldest_that_fit_start() -> None:
-    jobs = [asking(name, 2) for name in "abc"]
-    assert planned(jobs, Node(4, 0)) == [("a", JobState.STARTING), ("b", JobState.STARTING)]
-
-
-def test_what_runs_takes_its_room() -> None:
-    for state in (JobState.STARTING, JobState.RUNNING, JobState.CANCELLING):
-        assert planned([asking("a", 2, state=state), asking("b", 1)], Node(2, 0)) == []
-
-
-def test_jobs_that_recover_come_first() -> None:
-    jobs = [asking("a", 2), asking("b", 2, state=JobState.RECOVERING)]
-    assert planned(jobs, Node(2, 0)) == [("b", JobState.STARTING)]
-
-
-def test_who_waits_keeps_its_place() -> None:
-    jobs = [asking("a", 1, state=JobState.RUNNING), asking("b", 2), asking("c", 1)]
-    assert planned(jobs, Node(2, 0)) == []
-
-
-def test_who_waits_for_a_gpu_leaves_the_spare_cpus() -> None:
-    jobs = [asking("a", 1, gpus=1, state=JobState.RUNNING), asking("b", 1, gpus=1), asking("c", 1)]
-    assert planned(jobs, Node(4, 1)) == [("c", JobState.STARTING)]
-
-
-def test_a_worker_does_not_span_machines() -> None:
-    wide = live(JobState.QUEUED, spec={"resources": {"cpus_per_worker": 3}})
-    [(_, move)] = plan_queue([wide], [Node(2, 0), Node(2, 0)])
-    assert (move.new, move.reason) == (JobState.FAILED, Reason.NEVER_FITS)
-    assert "cpus_per_worker 3" in (move.message or "")
-    assert planned([replace(wide)], Node(2, 0), Node(3, 0)) == [(wide.job.id, JobState.STARTING)]
-
-
-def test_gpus_that_are_not_there() -> None:
-    assert planned([asking("a", 1, gpus=1)], Node(8, 0)) == [("a", JobState.FAILED)]
-
-
-def test_a_job_that_recovers_waits_for_the_cluster_to_come_back() -> None:
-    assert planned([asking("a", 4, state=JobState.RECOVERING)], Node(2, 0)) == []
-
-
-def test_a_head_without_machines_decides_nothing() -> None:
-    assert planned([asking("a", 1)]) == []
 
 
 def test_the_last_lines_hold_the_error() -> None:
