@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Follow, Home, Job, Limit, Now, Overrides, Url
+from service.cli.options import JOBS, AsJson, Follow, Home, Job, Limit, Now, Overrides, Url
 from service.cli.session import job_id_of, print_json, print_json_list, session
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command("submit")
+@app.command("submit", rich_help_panel=JOBS)
 def submit_command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The job; see examples/ and the API's /docs.")],
     *,
@@ -45,7 +45,7 @@ def submit_command(
         _show_submitted(client, client.submit(read_job(spec, overrides or [])), follow=follow, as_json=as_json)
 
 
-@app.command("jobs")
+@app.command("jobs", rich_help_panel=JOBS)
 def jobs_command(
     *,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, e.g. RUNNING.")] = None,
@@ -62,13 +62,10 @@ def jobs_command(
     """
     from itertools import islice
 
-    from service.cli.screen import print_jobs
-    from service.jobs.states import JobState
+    from service.cli.screen import job_state, print_jobs
 
     with session(url, home) as client:
-        if state is not None and state.upper() not in JobState.__members__:
-            raise ValueError(f"--state {state}: must be one of {', '.join(JobState)}")
-        wanted = None if state is None else JobState(state.upper())
+        wanted = None if state is None else job_state(state)
         jobs = list(islice(client.jobs(state=wanted, name=name, method=method, page=min(limit, 100)), limit))
     if as_json:
         print_json_list(jobs)
@@ -76,7 +73,7 @@ def jobs_command(
         print_jobs(jobs)
 
 
-@app.command("show")
+@app.command("show", rich_help_panel=JOBS)
 def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
     """Show a job: state, progress, newest figures."""
     from service.cli.screen import print_job
@@ -97,7 +94,7 @@ def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Ho
         print_job(found, evaluation, newest)
 
 
-@app.command("events")
+@app.command("events", rich_help_panel=JOBS)
 def events_command(
     job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
 ) -> None:
@@ -122,7 +119,7 @@ def events_command(
             print_event(event)
 
 
-@app.command("cancel")
+@app.command("cancel", rich_help_panel=JOBS)
 def cancel_command(
     job: Job,
     *,
@@ -143,7 +140,7 @@ def cancel_command(
         typer.echo(f"{cancelled.name} is {cancelled.state}")
 
 
-@app.command("retry")
+@app.command("retry", rich_help_panel=JOBS)
 def retry_command(
     job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
 ) -> None:
@@ -158,7 +155,7 @@ def retry_command(
         _show_submitted(client, client.retry(job_id_of(client, job)), follow=follow, as_json=as_json)
 
 
-@app.command("examples")
+@app.command("examples", rich_help_panel=JOBS)
 def examples_command(
     job: Job,
     *,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Home, Job, Url
+from service.cli.options import JOBS, AsJson, Home, Job, Url
 from service.cli.session import job_id_of, print_json_list, session
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ app = typer.Typer()
 DETACHED = 130
 
 
-@app.command("logs")
+@app.command("logs", rich_help_panel=JOBS)
 def logs_command(
     job: Job,
     *,

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
+
+SERVICE: Final = "Service"
+JOBS: Final = "Jobs"
+DATA: Final = "Data"
+ADMINISTRATION: Final = "Administration"
+"""Headings under which `hush --help` lists commands."""
 
 Home = Annotated[
     Path | None,

@@ -70,6 +70,13 @@ def state_text(state: str) -> Text:
     return Text(str(state), style=_STATE_STYLES[JobState(state)])
 
 
+def job_state(text: str) -> JobState:
+    """A state, in capitals or not; ValueError names them all."""
+    if text.upper() not in JobState.__members__:
+        raise ValueError(f"--state {text}: must be one of {', '.join(JobState)}")
+    return JobState(text.upper())
+
+
 def example_sort(text: str) -> ExampleSort:
     """A column that examples can be sorted by; ValueError names them all."""
     for sort in get_args(ExampleSort):

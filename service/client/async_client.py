@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Literal, Self, TypeVar
 
 import anyio
@@ -21,6 +21,8 @@ from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
     AttemptView,
+    CreatedWebhook,
+    DeliveryView,
     EventView,
     ExampleSort,
     ExampleView,
@@ -30,6 +32,7 @@ from service.schemas import (
     MetricsView,
     NewTokenView,
     TokenView,
+    WebhookView,
     WhoamiView,
 )
 from service.studies.study_spec import StudySpec
@@ -197,6 +200,25 @@ class AsyncClient:
     async def whoami(self) -> WhoamiView:
         """Whom the service takes us for."""
         return await self._ask(routes.whoami())
+
+    async def create_webhook(self, url: str, states: Sequence[JobState] | None = None) -> CreatedWebhook:
+        """Have an address told when a job of our tenant comes into one of these states, by default when it has ended.
+
+        The answer holds the secret that verifies what is sent; nothing shows it again.
+        """
+        return await self._ask(routes.create_webhook(url, states))
+
+    async def webhooks(self) -> list[WebhookView]:
+        """All webhooks of our tenant, newest first."""
+        return await self._ask(routes.webhooks())
+
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """Tell a webhook nothing more, not even what it has not heard yet."""
+        return await self._ask(routes.delete_webhook(webhook_id))
+
+    def deliveries(self, webhook_id: str, *, page: int = 100) -> AsyncIterator[DeliveryView]:
+        """What a webhook was told, newest first, and how that went; asks for a page of this size at a time."""
+        return self._walk(routes.deliveries(webhook_id, page))
 
     async def _ask(self, call: Call[_Answer]) -> _Answer:
         patience = Patience.with_request(self._retry)

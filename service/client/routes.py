@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +20,9 @@ from service.schemas import (
     AttemptList,
     AttemptView,
     CancelRequest,
+    CreatedWebhook,
+    DeliveryPage,
+    DeliveryView,
     EventPage,
     EventView,
     ExamplePage,
@@ -32,6 +36,8 @@ from service.schemas import (
     NewTokenView,
     TokenPage,
     TokenView,
+    WebhookPage,
+    WebhookView,
     WhoamiView,
 )
 from service.studies.study_spec import StudySpec
@@ -50,6 +56,7 @@ _Answer = TypeVar("_Answer")
 _JOBS: Final = f"{API}/jobs"
 _STUDIES: Final = f"{API}/studies"
 _TOKENS: Final = f"{API}/tokens"
+_WEBHOOKS: Final = f"{API}/webhooks"
 _LOGS: Final = TypeAdapter(list[LogView])
 _LABEL_NOISE: Final = TypeAdapter(list[LabelNoiseRecord])
 
@@ -195,6 +202,29 @@ def revoke_token(token_id: str) -> Call[TokenView]:
     return Call("DELETE", f"{_TOKENS}/{quote(token_id, safe='')}", TokenView.model_validate_json)
 
 
+def create_webhook(url: str, states: Sequence[JobState] | None) -> Call[CreatedWebhook]:
+    """Register a webhook. To register two is not to register one: a lost answer is not asked for again."""
+    body = json.dumps({"url": url, **({} if states is None else {"states": list(states)})}).encode()
+    return Call("POST", _WEBHOOKS, CreatedWebhook.model_validate_json, body=body, repeatable=False)
+
+
+def webhooks() -> Call[list[WebhookView]]:
+    """Webhooks of the tenant."""
+    return Call("GET", _WEBHOOKS, lambda body: WebhookPage.model_validate_json(body).items)
+
+
+def delete_webhook(webhook_id: str) -> Call[None]:
+    """Delete a webhook."""
+    return Call("DELETE", _webhook(webhook_id), lambda _: None)
+
+
+def deliveries(webhook_id: str, page: int) -> Pages[DeliveryPage, DeliveryView]:
+    """What a webhook was told, newest first."""
+    path = _webhook(webhook_id, "deliveries")
+    first = Call("GET", path, DeliveryPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
 def whoami() -> Call[WhoamiView]:
     """Whom the service takes us for."""
     return Call("GET", f"{API}/whoami", WhoamiView.model_validate_json)
@@ -211,6 +241,10 @@ def _job(job_id: str, *below: str) -> str:
 
 def _study(study_id: str, *below: str) -> str:
     return "/".join((_STUDIES, quote(study_id, safe=""), *below))
+
+
+def _webhook(webhook_id: str, *below: str) -> str:
+    return "/".join((_WEBHOOKS, quote(webhook_id, safe=""), *below))
 
 
 def _more(name: str, cursor: str | int | None) -> Params | None:

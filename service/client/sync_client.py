@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
 import httpx
@@ -21,6 +21,8 @@ from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
     AttemptView,
+    CreatedWebhook,
+    DeliveryView,
     EventView,
     ExampleSort,
     ExampleView,
@@ -30,6 +32,7 @@ from service.schemas import (
     MetricsView,
     NewTokenView,
     TokenView,
+    WebhookView,
     WhoamiView,
 )
 from service.studies.study_spec import StudySpec
@@ -195,6 +198,25 @@ class Client:
     def whoami(self) -> WhoamiView:
         """Whom the service takes us for."""
         return self._ask(routes.whoami())
+
+    def create_webhook(self, url: str, states: Sequence[JobState] | None = None) -> CreatedWebhook:
+        """Have an address told when a job of our tenant comes into one of these states, by default when it has ended.
+
+        The answer holds the secret that verifies what is sent; nothing shows it again.
+        """
+        return self._ask(routes.create_webhook(url, states))
+
+    def webhooks(self) -> list[WebhookView]:
+        """All webhooks of our tenant, newest first."""
+        return self._ask(routes.webhooks())
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Tell a webhook nothing more, not even what it has not heard yet."""
+        return self._ask(routes.delete_webhook(webhook_id))
+
+    def deliveries(self, webhook_id: str, *, page: int = 100) -> Iterator[DeliveryView]:
+        """What a webhook was told, newest first, and how that went; asks for a page of this size at a time."""
+        return self._walk(routes.deliveries(webhook_id, page))
 
     def _ask(self, call: Call[_Answer]) -> _Answer:
         patience = Patience.with_request(self._retry)
