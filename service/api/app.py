@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 
@@ -23,6 +24,7 @@ from service.api.event_watch import EventWatch
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.routes import events, health, internal, jobs, results
+from service.api.routes import metrics as metrics_routes
 from service.api.routes import webhooks as webhook_routes
 from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
@@ -39,10 +41,15 @@ from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.store.event_log import EventLog
+from service.store.figures import read_figures
 from service.store.leases import Leases
 from service.store.store import Store
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
+from service.telemetry.collector import Observed, ServiceCollector
+from service.telemetry.metrics import Metrics
+from service.telemetry.requests import RequestTelemetry
+from service.telemetry.tracing import Tracing
 from service.webhooks.addresses import policy_of
 from service.webhooks.post import Poster
 from service.webhooks.sender import Outbox, WebhookSender
@@ -56,12 +63,13 @@ histograms, evaluation and most suspect examples while it runs. Every error is `
 
 def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastAPI:
     """The service as an ASGI app. Nothing is opened before it starts; `launcher` stands in for Ray if given."""
-    closing = threading.Event()
+    closing, metrics, tracing = threading.Event(), Metrics(), Tracing(settings.otel_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = await anyio.to_thread.run_sync(_open, settings, launcher, closing)
+        context = await anyio.to_thread.run_sync(_open, settings, launcher, _Made(closing, metrics, tracing))
         app.state.context = context
+        tracing.start()
         context.reconciler.start()
         context.sender.start()
         try:
@@ -80,11 +88,13 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         lifespan=lifespan,
         redoc_url=None,
         separate_input_output_schemas=False,
+        telemetry=tracing.fastapi_config,
     )
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate)  # the last one added comes first
+    app.add_middleware(Gate)
+    app.add_middleware(RequestTelemetry, metrics=metrics, new_id=lambda: secrets.token_hex(16))  # the last comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
     for module in (jobs, events, results, webhook_routes):
@@ -92,6 +102,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
+    app.include_router(metrics_routes.router)
     return app
 
 
@@ -100,7 +111,16 @@ def begin_shutdown(app: FastAPI) -> None:
     app.state.closing.set()
 
 
-def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+@dataclass(frozen=True)
+class _Made:
+    """What there is before the app starts: its middleware works with it."""
+
+    closing: threading.Event
+    metrics: Metrics
+    tracing: Tracing
+
+
+def _open(settings: Settings, launcher: Launcher | None, made: _Made) -> Context:
     arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
@@ -108,21 +128,28 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
-    world = World(store, launcher, folders, _policy(settings), limits)
+    world = World(store, launcher, folders, _policy(settings), limits, made.tracing.tracer)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
+    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
     tokens, webhooks = Tokens(engine), Webhooks(engine)
+    sender = _sender(webhooks, Leases(engine), settings)
+    watch = EventWatch(EventLog(engine), made.closing)
+    observed = Observed(partial(read_figures, engine), reconciler, lambda: sender.counts, lambda: watch.num_followers)
+    made.metrics.add(ServiceCollector(observed))
     return Context(
         settings=settings,
         store=store,
         launcher=launcher,
-        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        reconciler=reconciler,
         results=Results(folders),
         tokens=tokens,
         authenticator=Authenticator(tokens),
-        watch=EventWatch(EventLog(engine), closing),
+        watch=watch,
         webhooks=webhooks,
-        sender=_sender(webhooks, Leases(engine), settings),
-        closing=closing,
+        sender=sender,
+        metrics=made.metrics,
+        tracing=made.tracing,
+        closing=made.closing,
     )
 
 
@@ -149,3 +176,4 @@ def _close(context: Context) -> None:
     context.reconciler.stop()
     context.launcher.close()
     context.store.close()
+    context.tracing.stop()

@@ -22,6 +22,8 @@ from service.settings import Settings
 from service.store.store import Store
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 from service.webhooks.sender import WebhookSender
 
 
@@ -39,6 +41,8 @@ class Context:
     watch: EventWatch
     webhooks: Webhooks
     sender: WebhookSender
+    metrics: Metrics
+    tracing: Tracing
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 
