@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.access.roles import Role
+from service.access.tokens import NAME_PATTERN
 from service.jobs.records import CancelMode
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
@@ -28,6 +30,7 @@ class Links(View):
     self: str
     events: str
     attempts: str
+    logs: str
     mlflow: str | None = None
     """The run in the MLflow UI; null until training has begun, or without MLflow."""
 
@@ -132,6 +135,34 @@ class EventPage(View):
     """Pass as `after` for the next page; null when there is none yet."""
 
 
+class LogLinks(View):
+    """Where to read a log."""
+
+    self: str
+    follow: str
+    """As it grows, from its beginning."""
+
+
+class LogView(View):
+    """What one rank, or the driver, wrote in one attempt."""
+
+    attempt: int
+    name: str
+    """`driver`, or a rank: `rank_0000`."""
+    size_bytes: int
+    links: LogLinks
+
+
+class LogPiece(View):
+    """The next piece of a log that is followed."""
+
+    attempt: int
+    name: str
+    offset: int
+    """Bytes of the log before this piece."""
+    text: str
+
+
 class MetricPoint(View):
     """One value of a metric."""
 
@@ -197,6 +228,52 @@ class ExamplePage(View):
     """Examples that match the filter."""
     items: list[ExampleView]
     next_cursor: str | None = None
+
+
+class TokenRequest(BaseModel):
+    """A token to be made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str = Field(pattern=NAME_PATTERN, examples=["ci"])
+    """For people: who or what will bear it."""
+    role: Role = Role.VIEWER
+    """`viewer` reads, `submitter` submits and cancels jobs too, `admin` manages tokens and webhooks too."""
+    expires_in_s: int | None = Field(default=90 * 24 * 3600, ge=60, le=10 * 366 * 24 * 3600)
+    """Seconds for which it is good; null: until it is revoked."""
+
+
+class TokenView(View):
+    """A token, without itself."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewTokenView(TokenView):
+    """A token that was just made."""
+
+    token: str
+    """To be sent as `Authorization: Bearer <token>`. Nothing shows it again."""
+
+
+class TokenPage(View):
+    """A page of tokens, newest first."""
+
+    items: list[TokenView]
+    next_cursor: str | None = None
+
+
+class WhoamiView(View):
+    """Who asks."""
+
+    tenant: str
+    role: Role
+    name: str
 
 
 class Health(View):

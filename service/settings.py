@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from data_pipeline.storage.addresses import is_remote, url_parts
+from service.access.options import AccessOptions
 from service.control.failpoints import parse_failpoint
 
 
-class Settings(BaseSettings):
+class Settings(AccessOptions):
     """All settings of the service; each is also read from the environment, e.g. `HUSH_DATABASE_URL`."""
 
     model_config = SettingsConfigDict(

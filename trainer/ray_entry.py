@@ -6,20 +6,17 @@ trainer's own: checkpoints, results and metrics go into the attempt's folder, wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 
-from data_pipeline.errors import QuarantineLimitError
 from data_pipeline.reading.cache import cache_from
-from data_pipeline.storage.atomic_file import write_atomically
-from trainer.errors import TrainingFailedError
-from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, EpochSummary
-
-FAILURE_FILE = "failure.txt"
-"""Why starting again would not help. Ranks that find it end at once, so that Ray's restarts come to an end too."""
+from trainer.errors import AbortedError
+from trainer.failure import failure_of_driver, failure_of_ranks, failure_recorded, forget, read_failure, record
+from trainer.output_log import driver_log, log_plainly, output_kept_in, rank_log
+from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptFailure, EpochSummary
 
 ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that imports everything once more
@@ -36,27 +33,34 @@ ENVIRONMENT = {
 def train_rank(config: dict[str, str]) -> None:
     """What each rank runs, in a process group that Ray Train has set up."""
     import ray.train  # noqa: PLC0415  # the driver imports this module before it has set ENVIRONMENT
+
+    context = read_context(Path(config["attempt_dir"]))
+    run_dir = Path(context.run_dir)
+    earlier = read_failure(run_dir)
+    if earlier is not None and earlier.is_final:
+        return  # at once, so that Ray's restarts come to an end too
+    forget(run_dir)
+    rank = ray.train.get_context().get_world_rank()
+    who = f"job {context.job_id}, attempt {context.attempt}, rank {rank} of {context.spec.resources.num_workers}"
+    with output_kept_in(rank_log(run_dir, rank), who), failure_recorded(run_dir, rank):
+        log_plainly()
+        _train(context)
+
+
+def _train(context: AttemptContext) -> None:
+    import ray.train  # noqa: PLC0415
     import torch  # noqa: PLC0415  # the driver needs none
 
     from trainer.attempt import run_attempt  # noqa: PLC0415
     from trainer.ranks import joined_ranks  # noqa: PLC0415
-
-    context = read_context(Path(config["attempt_dir"]))
-    failure = Path(context.run_dir) / FAILURE_FILE
-    if failure.exists():
-        return
 
     def report(summary: EpochSummary) -> None:
         ray.train.report({"epoch": summary.epoch, **summary.metrics})
 
     resources = context.spec.resources
     torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-    try:
-        with joined_ranks(use_gpu=resources.gpus_per_worker > 0) as ranks:
-            run_attempt(context, ranks, on_epoch=report, cache=cache_from(os.environ))
-    except (ValueError, TrainingFailedError, QuarantineLimitError) as error:
-        write_atomically(failure, f"{traceback.format_exc()}\n{error}\n".encode())
-        raise
+    with joined_ranks(use_gpu=resources.gpus_per_worker > 0) as ranks, contextlib.suppress(AbortedError):
+        run_attempt(context, ranks, on_epoch=report, cache=cache_from(os.environ))
 
 
 def read_context(attempt_dir: Path) -> AttemptContext:
@@ -96,21 +100,23 @@ def run_on_ray(context: AttemptContext, attempt_dir: Path) -> None:
     trainer.fit()
 
 
-def cause(error: Exception) -> str:
-    """What a failing rank said, as text that ends with its traceback.
-
-    When one rank fails the others lose their connection to it: what they say of that is no cause.
-    """
+def failure_on_ray(error: Exception) -> AttemptFailure:
+    """What the driver makes of what Ray Train has raised."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    if not failures:
-        return str(error)
-    told = {rank: str(failure) for rank, failure in failures.items()}
+    return failure_of_ranks(failures) if failures else failure_of_driver(error)
 
-    def is_collateral(rank: int) -> bool:
-        return any(word in told[rank] for word in ("Connection closed by peer", "Connection reset", "ncclRemoteError"))
 
-    rank = min(told, key=lambda rank: (is_collateral(rank), rank))
-    return f"rank {rank} of {len(told)} that failed:\n{told[rank]}"
+def run_and_record(context: AttemptContext, attempt_dir: Path) -> None:
+    """Run all ranks; what the driver says is kept, and why they failed where none of them could tell."""
+    run_dir = Path(context.run_dir)
+    with output_kept_in(driver_log(run_dir), f"job {context.job_id}, attempt {context.attempt}, driver"):
+        log_plainly()
+        try:
+            run_on_ray(context, attempt_dir)
+        except Exception as error:  # Ray raises many kinds; each means that the ranks did not get through
+            record(run_dir, failure_on_ray(error))
+        if failure := read_failure(run_dir):
+            print(failure.traceback, file=sys.stderr)
 
 
 def main(argv: list[str]) -> int:
@@ -121,16 +127,10 @@ def main(argv: list[str]) -> int:
     attempt_dir = Path(argv[0]).resolve()
     context = read_context(attempt_dir)
     run_dir = Path(context.run_dir)
-    failure = run_dir / FAILURE_FILE
-    failure.unlink(missing_ok=True)
-    try:
-        run_on_ray(context, attempt_dir)
-    except Exception as error:  # Ray raises many kinds; each means that the ranks did not get through
-        if not failure.exists():
-            print(cause(error), file=sys.stderr)
-            return 1
-    if failure.exists():
-        print(failure.read_text(), file=sys.stderr)
+    forget(run_dir)
+    run_and_record(context, attempt_dir)
+    if failure := read_failure(run_dir):
+        print(f"{failure.traceback}\n{failure.reason}: {failure.message}", file=sys.stderr)
         return 1
     if not (run_dir / RESULT_FILE).exists():
         print(f"training ended without {RESULT_FILE} in {run_dir}", file=sys.stderr)

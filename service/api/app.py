@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service.access.authenticator import Authenticator
+from service.access.oidc import oidc_of
 from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
@@ -23,19 +24,23 @@ from service.api.errors import install, problems
 from service.api.event_watch import EventWatch
 from service.api.gate import Gate
 from service.api.openapi import openapi
-from service.api.routes import events, health, internal, jobs, results
+from service.api.paging import check_page_size
+from service.api.routes import events, health, internal, jobs, logs, results, tokens
 from service.api.routes import metrics as metrics_routes
+from service.api.routes import studies as study_routes
 from service.api.routes import webhooks as webhook_routes
 from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
 from service.control.decisions import Policy
+from service.control.early_stop import EarlyStopper
 from service.control.failpoints import arm
 from service.control.leadership import Leadership
 from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
 from service.jobs.records import TenantLimits
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
@@ -44,6 +49,7 @@ from service.store.event_log import EventLog
 from service.store.figures import read_figures
 from service.store.leases import Leases
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
 from service.telemetry.collector import Observed, ServiceCollector
@@ -93,11 +99,12 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate)
+    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)
     app.add_middleware(RequestTelemetry, metrics=metrics, new_id=lambda: secrets.token_hex(16))  # the last comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
-    api = APIRouter(prefix=API, dependencies=[Depends(read_or_write)], responses=problems(401, 403, 429))
-    for module in (jobs, events, results, webhook_routes):
+    of_every_route = [Depends(read_or_write), Depends(check_page_size)]
+    api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
+    for module in (jobs, events, logs, results, study_routes, tokens, webhook_routes):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -128,10 +135,11 @@ def _open(settings: Settings, launcher: Launcher | None, made: _Made) -> Context
     launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
-    world = World(store, launcher, folders, _policy(settings), limits, made.tracing.tracer)
+    studies = Studies(engine)
+    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies), made.tracing.tracer)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
-    tokens, webhooks = Tokens(engine), Webhooks(engine)
+    known, webhooks = Tokens(engine), Webhooks(engine)
     sender = _sender(webhooks, Leases(engine), settings)
     watch = EventWatch(EventLog(engine), made.closing)
     observed = Observed(partial(read_figures, engine), reconciler, lambda: sender.counts, lambda: watch.num_followers)
@@ -139,11 +147,13 @@ def _open(settings: Settings, launcher: Launcher | None, made: _Made) -> Context
     return Context(
         settings=settings,
         store=store,
+        studies=studies,
         launcher=launcher,
         reconciler=reconciler,
         results=Results(folders),
-        tokens=tokens,
-        authenticator=Authenticator(tokens),
+        logs=Logs(folders),
+        tokens=known,
+        authenticator=Authenticator(known, oidc_of(settings)),
         watch=watch,
         webhooks=webhooks,
         sender=sender,

@@ -17,9 +17,11 @@ from service.cluster.launcher import Launcher
 from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
 from service.telemetry.metrics import Metrics
@@ -33,9 +35,11 @@ class Context:
 
     settings: Settings
     store: Store
+    studies: Studies
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    logs: Logs
     tokens: Tokens
     authenticator: Authenticator
     watch: EventWatch

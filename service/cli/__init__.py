@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import jobs
+from service.cli import access, jobs, production
 from service.cli.options import AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
@@ -32,14 +32,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app)
+app.add_typer(production.app)
 app.add_typer(data_app, name="data")
+app.add_typer(access.token_app, name="token")
+app.add_typer(access.tenant_app, name="tenant")
 
 
 @app.command("serve")
 def serve_command(
     *,
     home: Home = None,
-    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: other machines may come in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.", show_default="8900, or a free one"),
@@ -48,7 +51,8 @@ def serve_command(
 ) -> None:
     """Start the service on this machine, until Ctrl-C.
 
-    API, Ray and MLflow, with all data in one folder, reachable from this machine only.
+    API, Ray and MLflow, with all data in one folder, reachable from this machine only. With another --host the API lets
+    in other machines, too, if somebody has a token (hush token create); Ray and MLflow never do.
 
     Jobs that run when it stops are taken up again, from their last checkpoint, when it is started the next time.
 

@@ -87,10 +87,10 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
     failpoint(Failpoint.MOVE_AFTER_EVENT)
 
 
-def insert_job(connection: Connection, submission: Submission, now: datetime) -> str:
-    """A new job in QUEUED, with its first attempt and first event; its id."""
+def insert_job(connection: Connection, submission: Submission, now: datetime, job_id: str | None = None) -> str:
+    """A new job in QUEUED, with its first attempt and first event; its id, a new one unless it is given."""
     spec = submission.spec
-    job_id = new_id(now, secrets.randbits(80))
+    job_id = job_id or new_id(now, secrets.randbits(80))
     reason = Reason.SUBMITTED if submission.retry_of is None else Reason.RETRIED
     deadline_s = spec.scheduling.deadline_s
     values = {

@@ -22,7 +22,7 @@ from service.store.tokens import NewToken, Tokens
 from tests.kill.cluster import Api, RayCluster, ray_cluster
 from tests.kill.plan import plan_round
 from tests.kill.rounds import World, run_round
-from tests.kill.webhook_receiver import WebhookReceiver, webhook_receiver
+from tests.kill.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
@@ -39,12 +39,6 @@ def mark() -> Iterator[str]:
 def cluster(mark: str) -> Iterator[RayCluster]:
     with ray_cluster(mark) as made:
         made.wait_ready()
-        yield made
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[WebhookReceiver]:
-    with webhook_receiver() as made:
         yield made
 
 
@@ -68,24 +62,25 @@ def replicas(mark: str, folder: Path, database_url: str, cluster: RayCluster, nu
     ]
 
 
-def test_every_job_ends_once_whoever_is_killed(
-    mark: str,
-    cluster: RayCluster,
-    postgres: PostgresServer,
-    receiver: WebhookReceiver,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
+@pytest.fixture
+def worlds(mark: str, cluster: RayCluster, postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, World]]:
+    """A service on each database, and one cluster under both."""
     build_digits(tmp_path / "shards")
     urls = {"sqlite": f"sqlite:///{tmp_path}/hush.db", "postgres": postgres.url(postgres.new_database())}
-    worlds = {}
-    for database, url in urls.items():
-        folder = tmp_path / database
-        folder.mkdir()
-        apis = replicas(mark, folder, url, cluster, 2 if database == "postgres" else 1)
-        token = make_token(url)
-        manifest = tmp_path / "shards/manifest.json"
-        worlds[database] = World(mark, cluster, apis, folder / "storage", manifest, token, receiver)
+    made = {}
+    with webhook_receiver() as receiver:
+        for database, url in urls.items():
+            folder = tmp_path / database
+            folder.mkdir()
+            apis = replicas(mark, folder, url, cluster, 2 if database == "postgres" else 1)
+            manifest = tmp_path / "shards/manifest.json"
+            made[database] = World(mark, cluster, apis, folder / "storage", manifest, make_token(url), receiver)
+        yield made
+
+
+def test_every_job_ends_once_whoever_is_killed(
+    cluster: RayCluster, worlds: dict[str, World], mark: str, request: pytest.FixtureRequest
+) -> None:
     kills: Counter[str] = Counter()
     findings: list[str] = []
     numbers = range(request.config.getoption("--kill-rounds"))

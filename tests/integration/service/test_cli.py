@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from trainer.spec import JobSpec
 
 @pytest.fixture
 def client(service: RunningService) -> Iterator[Client]:
-    with Client(service.url) as client:
+    with Client(service.url, service.token) as client:
         yield client
 
 
@@ -39,7 +40,7 @@ def ended(client: Client, job_id: str) -> JobView:
 class TestCommands:
     @pytest.fixture
     def hush(self, service: RunningService) -> Hush:
-        return Hush(service.url)
+        return Hush(service)
 
     def test_submit_and_follow(self, hush: Hush, manifest: Path, tmp_path: Path) -> None:
         path = tmp_path / "job.yaml"
@@ -77,7 +78,8 @@ class TestCommands:
 def test_ctrl_c_while_following_only_detaches(service: RunningService, client: Client, manifest: Path) -> None:
     job = client.submit(spec(manifest, "waits"))
     argv = [sys.executable, "-m", "service.cli", "events", job.id, "--follow", "--url", service.url]
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as following:
+    env = os.environ | {"HUSH_TOKEN": service.token}
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env) as following:
         assert following.stderr is not None
         while "RUNNING" not in following.stderr.readline():
             pass
@@ -94,8 +96,8 @@ def test_ctrl_c_while_following_only_detaches(service: RunningService, client: C
 class Hush:
     """The command line, pointed at a service."""
 
-    def __init__(self, url: str) -> None:
-        self._env = {"HUSH_URL": url, "COLUMNS": "160"}
+    def __init__(self, service: RunningService) -> None:
+        self._env = {"HUSH_URL": service.url, "HUSH_TOKEN": service.token, "COLUMNS": "160"}
 
     def __call__(self, *argv: str) -> tuple[int, str, str]:
         result = CliRunner().invoke(app, list(argv), env=self._env)

@@ -6,6 +6,7 @@ import http.server
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -53,7 +54,7 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 
 @pytest.fixture
 def client(service: RunningService, connect: Connect) -> AnyClient:
-    return connect(service.url)
+    return connect(service.url, service.token)
 
 
 def spec(manifest: Path, name: str = "completes") -> JobSpec:
@@ -123,11 +124,17 @@ def faulty(service: RunningService) -> Iterator[FaultyProxy]:
     proxy.close()
 
 
+@pytest.fixture
+def through(service: RunningService, faulty: FaultyProxy, connect: Connect) -> Connect:
+    """Makes clients of the service behind the faulty proxy."""
+    return partial(connect, f"http://{faulty.address}", service.token)
+
+
 def test_what_may_be_repeated_gets_through(
-    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+    faulty: FaultyProxy, client: AnyClient, through: Connect, manifest: Path
 ) -> None:
     """One submit, of which the service sees three."""
-    failing = connect(f"http://{faulty.address}")
+    failing = through()
     job = failing.submit(spec(manifest, "waits"))
     assert len(faulty.requests) == len(FAILING)
     assert [j.id for j in failing.jobs()] == [job.id], "it is one job"
@@ -147,23 +154,23 @@ def test_what_may_be_repeated_gets_through(
     ],
 )
 def test_patience_ends(
-    faulty: FaultyProxy, connect: Connect, manifest: Path, fault: Fault, error: type[Exception]
+    faulty: FaultyProxy, through: Connect, manifest: Path, fault: Fault, error: type[Exception]
 ) -> None:
     faulty.set_faults([fault])
     with pytest.raises(error):
-        connect(f"http://{faulty.address}", retry=NOT_PATIENT).submit(spec(manifest))
+        through(retry=NOT_PATIENT).submit(spec(manifest))
     assert faulty.counts[fault] == 1
     with pytest.raises(error):
-        connect(f"http://{faulty.address}", retry=Retry(max_s=0.3, first_wait_s=0.1)).submit(spec(manifest))
+        through(retry=Retry(max_s=0.3, first_wait_s=0.1)).submit(spec(manifest))
     assert (faulty.counts[fault] > 2) is (fault != "500"), "a fault of the service is not asked for again"
 
 
 def test_a_stream_is_taken_up_over_every_fault(
-    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+    faulty: FaultyProxy, client: AnyClient, through: Connect, manifest: Path
 ) -> None:
     job = client.submit(spec(manifest))
     events = [e for e in client.follow(job.id) if isinstance(e, EventView)]
-    seen = list(connect(f"http://{faulty.address}").follow(job.id))
+    seen = list(through().follow(job.id))
     assert [e for e in seen if isinstance(e, EventView)] == events
     assert seen[-1] == client.job(job.id)
     assert faulty.counts["cut"] == 1
@@ -184,9 +191,9 @@ def test_following_goes_on_over_a_restart(
                 running.set()
 
     with running_service(tmp_path / "home", launcher, allowed_roots=roots) as first:
-        client = connect(first.url)
+        client = connect(first.url, first.token)
         job = client.submit(spec(manifest, "waits"))
-        following = threading.Thread(target=follow, args=(connect(first.url), job.id))
+        following = threading.Thread(target=follow, args=(connect(first.url, first.token), job.id))
         following.start()
         assert running.wait(30)
     port = int(first.url.rpartition(":")[2])

@@ -118,6 +118,11 @@ def test_nobody_answers(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_options_say_what_is_allowed() -> None:
     assert "QUEUED, STARTING" in run("jobs", "--state", "DONE")[2]
-    code, _, err = run("serve", "--host", "0.0.0.0", "--home", "/nonexistent")
-    assert code == 2
-    assert "loopback" in err
+
+
+def test_a_service_that_others_reach_needs_a_token(tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path / "home"))
+    code, out, err = run("serve", "--host", "0.0.0.0", *home)
+    assert (code, out) == (2, "")
+    assert "nobody has a token" in err
+    assert "hush token create" in err

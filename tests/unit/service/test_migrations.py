@@ -38,8 +38,9 @@ def test_rows_of_the_first_revision_are_kept(url: str) -> None:
         values = {"id": JOB_ID, "spec": SPEC.model_dump_json(), "now": TIME}
         for statement in (
             (
-                "INSERT INTO jobs (id, name, method, spec, state, state_since, reason, attempt, num_failures, created_at,"
-                " updated_at) VALUES (:id, 'old', 'ivon', :spec, 'FAILED', :now, 'attempt_lost', 1, 0, :now, :now)"
+                "INSERT INTO jobs (id, name, method, spec, state, state_since, reason, attempt, num_failures,"
+                " created_at, updated_at) VALUES (:id, 'old', 'ivon', :spec, 'FAILED', :now,"
+                " 'attempt_lost', 1, 0, :now, :now)"
             ),
             "INSERT INTO attempts (job_id, number, created_at) VALUES (:id, 1, :now)",
             (
