@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-api test-fast check format clean bench-optim bench-step bench-convergence bench-data
+.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -22,6 +22,9 @@ test: setup ## Run all tests
 
 test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
 	$(RUN)/pytest tests/api -s --api-examples 40
+
+test-kill: setup ## Kill every process of the service and of Ray, in turn, while jobs train (about 40 minutes)
+	$(RUN)/pytest tests/kill -s --kill-rounds 36
 
 test-fast: setup ## Run the tests that need no servers (a minute or two)
 	$(RUN)/pytest -m "not slow"
@@ -47,6 +50,9 @@ bench-convergence: setup ## Compare the methods on wrong labels: an hour; FASHIO
 
 bench-data: setup | $(UV) ## Time loading beside webdataset, streaming and ImageFolder; CLOTHING_PHOTOS=tar in Clothing1M's layout
 	$(UV) run --frozen --group bench python -m benchmarks.data $(if $(CLOTHING_PHOTOS),--photos $(CLOTHING_PHOTOS))
+
+bench-start: setup ## Time the way from a POST to the first step beside a bare `ray job submit`: ten minutes
+	$(RUN)/python -m benchmarks.start
 
 clean: ## Remove what make made here: the environment, caches
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,6 +25,9 @@ from service.store.database import migrate, open_engine
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How large the runs are that `make test` makes small."""
     parser.addoption("--api-examples", type=int, default=2, help="cases that schemathesis draws for each operation")
+    parser.addoption("--kill-rounds", type=int, default=2, help="rounds in which a process is killed")
+    parser.addoption("--kill-from", type=int, default=0, help="number of the first round")
+    parser.addoption("--kill-seed", type=int, default=0, help="chooses the moments of the kills")
 
 
 def pytest_configure() -> None:

@@ -58,6 +58,13 @@ class Serving:
         wait_until(ready, "Ray and MLflow are ready", timeout_s=240)
         return server.url
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the API asks of those who come without the command line."""
+        server = find_server(self.home)
+        assert server is not None
+        return {"Authorization": f"Bearer {server.token}"}
+
     def assert_nothing_left(self) -> None:
         wait_until(lambda: not marked(self.mark), lambda: f"still there: {marked(self.mark)}")
         assert list(self.temp.iterdir()) == []

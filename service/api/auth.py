@@ -5,8 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import Depends, Request
-from fastapi.params import Depends as Dependency
+from fastapi import Depends, Request, params
 from fastapi.security import HTTPBearer
 
 from service.access.principal import Principal
@@ -33,13 +32,13 @@ async def _principal(request: Request, _documented: Annotated[object, Depends(_S
 InPrincipal = Annotated[Principal, Depends(_principal)]
 
 
-def require(role: Role) -> Dependency:
+def require(role: Role) -> params.Depends:
     """For a route's `dependencies`: lets in who may do what takes `role`, and answers 403 to others."""
 
     async def check(principal: InPrincipal) -> None:
         _check(principal, role)
 
-    return Depends(check)
+    return params.Depends(check)
 
 
 async def read_or_write(request: Request, principal: InPrincipal) -> None:

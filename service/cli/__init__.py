@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import jobs
-from service.cli.options import AsJson, Home, NumCpus
+from service.cli import jobs, logs, production, studies, tenants, tokens, webhooks
+from service.cli.options import ADMINISTRATION, DATA, JOBS, SERVICE, AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
 INTERRUPTED = 130
@@ -32,23 +32,33 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app)
-app.add_typer(data_app, name="data")
+app.add_typer(logs.app)
+app.add_typer(studies.app, name="study", rich_help_panel=JOBS)
+app.add_typer(production.app)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+app.add_typer(tokens.app, name="token", rich_help_panel=ADMINISTRATION)
+app.add_typer(tenants.app, name="tenant", rich_help_panel=ADMINISTRATION)
+app.add_typer(webhooks.app, name="webhook", rich_help_panel=ADMINISTRATION)
 
 
-@app.command("serve")
+@app.command("serve", rich_help_panel=SERVICE)
 def serve_command(
     *,
     home: Home = None,
-    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: other machines may come in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.", show_default="8900, or a free one"),
     ] = None,
     num_cpus: NumCpus = None,
+    warm: Annotated[
+        bool, typer.Option("--warm/--no-warm", help="Keep workers ready for the next job, in a gigabyte of memory.")
+    ] = True,
 ) -> None:
     """Start the service on this machine, until Ctrl-C.
 
-    API, Ray and MLflow, with all data in one folder, reachable from this machine only.
+    API, Ray and MLflow, with all data in one folder, reachable from this machine only. With another --host the API lets
+    in other machines, too, if somebody has a token (hush token create); Ray and MLflow never do.
 
     Jobs that run when it stops are taken up again, from their last checkpoint, when it is started the next time.
 
@@ -59,10 +69,10 @@ def serve_command(
     from service.embedded.serve_screen import ServeScreen
 
     with one_line_errors(), ServeScreen(home_folder(home)) as screen:
-        serve(ServeOptions(home_folder(home), host, port, num_cpus), screen.show, StopSignals())
+        serve(ServeOptions(home_folder(home), host, port, num_cpus, warm), screen.show, StopSignals())
 
 
-@app.command("demo")
+@app.command("demo", rich_help_panel=SERVICE)
 def demo_command(
     *,
     home: Home = None,

@@ -63,6 +63,8 @@ def lock_home(home: Path) -> IO[str]:
 def write_addresses(home: Path, addresses: ServerAddresses) -> None:
     """Tell other processes where the service answers; readers see the old file or the new one, never half of it."""
     aside = home / f".{SERVER_FILE}"
+    aside.unlink(missing_ok=True)  # a left-over would keep its own mode
+    aside.touch(mode=0o600)  # it holds a token
     aside.write_text(addresses.model_dump_json(indent=2) + "\n")
     aside.replace(home / SERVER_FILE)
 

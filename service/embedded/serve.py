@@ -7,7 +7,6 @@ to this process, the guardian (service.embedded.guardian) ends all it started an
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import logging.handlers
 import secrets
@@ -25,6 +24,7 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
+from service.access.hosts import is_loopback
 from service.embedded.guardian import Guardian, GuardianLostError, RemoveAtEnd, Start
 from service.embedded.home import SERVER_FILE, ServerAddresses, lock_home, write_addresses
 from service.embedded.local_servers import LOOPBACK, MAX_LOG_BYTES, LocalServer, mlflow_server, open_log, ray_head
@@ -66,6 +66,8 @@ class ServeOptions:
     """Port of the API; None: 8900, or any free one if that is taken."""
     num_cpus: int | None = None
     """CPUs that Ray shares out; None: as many as the machine has."""
+    warm: bool = True
+    """Whether workers are kept ready for the next job."""
 
 
 @dataclass
@@ -127,25 +129,30 @@ Observer = Callable[[Literal["serving", "stopping"], Sequence[Part]], None]
 
 def serve(options: ServeOptions, observer: Observer, stop: StopSignals) -> None:
     """Serve until `stop` is asked for. HomeInUseError, ValueError or EmbeddedError if that cannot be."""
-    _check_host(options.host)
-    with lock_home(options.home) as lock, stop.installed(), _bind(options) as listener:
-        for _ in range(ROUNDS):
-            try:
-                _serve_round(options, listener, lock.fileno(), stop, observer)
-            except _PortTakenError:
-                continue
-            return
-        raise EmbeddedError("other processes took every port that was chosen, three times over; try again")
+    with lock_home(options.home) as lock, stop.installed():
+        _check_exposure(options)
+        with _bind(options) as listener:
+            _serve_rounds(options, listener, lock.fileno(), stop, observer)
 
 
-def _check_host(host: str) -> None:
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise ValueError(
-        f"--host {host} is not a loopback address: the API has no authentication yet, so it is served to this machine"
-        f" only; allowed are {LOOPBACK}, ::1 and localhost (reach it from elsewhere through an SSH tunnel)"
-    )
+def _check_exposure(options: ServeOptions) -> None:
+    """Others than this machine are let in only by tokens, which somebody must have made."""
+    if not is_loopback(options.host):
+        from service.access.exposure import check_exposure  # noqa: PLC0415 - as _make_server
+
+        check_exposure(Settings(home=options.home), options.host)
+
+
+def _serve_rounds(
+    options: ServeOptions, listener: socket.socket, lock: int, stop: StopSignals, observer: Observer
+) -> None:
+    for _ in range(ROUNDS):
+        try:
+            _serve_round(options, listener, lock, stop, observer)
+        except _PortTakenError:
+            continue
+        return
+    raise EmbeddedError("other processes took every port that was chosen, three times over; try again")
 
 
 def _bind(options: ServeOptions) -> socket.socket:
@@ -199,7 +206,9 @@ def _local_servers(guardian: Guardian, options: ServeOptions) -> list[LocalServe
 
 
 def _url_of(listener: socket.socket) -> str:
+    """As this machine and its workers reach it, wherever else it listens."""
     host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -292,7 +301,8 @@ class _Api:
         self._home = options.home
         self._addresses = addresses
         self._log = open_log(options.home, "service")
-        self._server = _make_server(_settings(options, addresses, ray_token), options.host, self._log)
+        self._settings = _settings(options, addresses, ray_token)
+        self._server = _make_server(self._settings, options.host, self._log)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(listener.dup(),), name="api", daemon=True)
         self._thread.start()
@@ -300,7 +310,8 @@ class _Api:
     def look(self) -> None:
         """Find out whether it is ready; EmbeddedError if it ended."""
         if self.part.state == "starting" and self._server.started:
-            write_addresses(self._home, self._addresses)
+            token = _local_token(self._settings)
+            write_addresses(self._home, self._addresses.model_copy(update={"token": token}))
             self.part.became_ready()
         if not self._thread.is_alive():
             reason = f"{self._error}; " if self._error else ""
@@ -326,17 +337,23 @@ def _settings(options: ServeOptions, addresses: ServerAddresses, ray_token: Secr
         ray_address=addresses.ray_url,
         ray_token=ray_token,
         mlflow_uri=addresses.mlflow_url,
+        warm_workers=options.warm,
     )
+
+
+def _local_token(settings: Settings) -> str:
+    """What commands on this machine show to the API."""
+    from service.embedded.local_token import local_token  # noqa: PLC0415 - as _make_server
+
+    return local_token(settings)
 
 
 def _make_server(settings: Settings, host: str, log: Path) -> Server:
     """The API's server. Its imports take a second or two, in which Ray and MLflow start already."""
     from service.api.app import create_app  # noqa: PLC0415
     from service.embedded.server import Server  # noqa: PLC0415
+    from service.telemetry.json_logs import log_as_json  # noqa: PLC0415
 
     handler = logging.handlers.RotatingFileHandler(log, maxBytes=MAX_LOG_BYTES, backupCount=1)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_as_json(handler)
     return Server(create_app(settings), host, int(settings.public_url.rpartition(":")[2]))

@@ -36,7 +36,8 @@ class Trained:
     """What `hush submit --follow --json` printed."""
 
     def get(self, path: str, **params: str | int) -> httpx.Response:
-        return httpx.get(f"{self.url}/api/v1/jobs/{self.job}{path}", params=params, trust_env=False, timeout=30)
+        url, headers = f"{self.url}/api/v1/jobs/{self.job}{path}", self.serving.headers
+        return httpx.get(url, params=params, headers=headers, trust_env=False, timeout=30)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ from marked_processes import marked
 from service.jobs.states import TERMINAL_STATES
 from tests.kill.cluster import Api, RayCluster, poll
 from tests.kill.plan import RAY_VICTIMS, Kill, Round
+from tests.kill.webhook_receiver import WebhookReceiver
 from trainer.run_schema import EVALUATION_DIR, JOURNAL_FILE, RESULT_FILE, epoch_file
 
 END_S = 420
 """A job that has not ended by then, after all kills, is taken for one that never will."""
 LEFT_S = 60
 """Seconds that a dead attempt's processes have to go."""
-TENANT_JOBS = ("trainer.ray_entry", "RayTrainWorker", "TrainController")
+TENANT_JOBS = ("trainer.ray_entry", "ray::Rank")
 
 
 @dataclass
@@ -34,6 +35,8 @@ class World:
     storage: Path
     manifest: Path
     token: str
+    receiver: WebhookReceiver
+    has_webhook: bool = False
 
     def keep_up(self) -> None:
         """Start again what was killed, as an operator's supervisor would."""
@@ -76,6 +79,10 @@ def run_round(plan: Round, world: World) -> Outcome:
     if failpoints:
         restart_with(world.replicas[0], failpoints[0])
     starts = world.replicas[0].num_starts
+    if not world.has_webhook:
+        told = world.ask("POST", "/webhooks", json={"url": world.receiver.url, "states": ["RUNNING", *TERMINAL_STATES]})
+        assert told.status_code == 201, told.text
+        world.has_webhook = True
     job_id = submit(plan, world, outcome)
     submitted = time.monotonic()
     for kill in plan.kills:
@@ -177,6 +184,8 @@ def look(job_id: str, plan: Round, world: World) -> list[str]:
         if sorted(told) != wanted:
             findings.append(f"{job_id} told the epochs {told}, not each of {wanted} once")
         findings += look_at_results(world.storage / "jobs" / job_id / f"attempt-{job['attempt']}", wanted)
+    if not poll(lambda: job["state"] in world.receiver.states_of(job_id), world.keep_up, LEFT_S):
+        findings.append(f"the webhook was told {world.receiver.states_of(job_id)} of {job_id}")
     if not poll(lambda: not left_behind(world), world.keep_up, LEFT_S):
         findings.append(f"left behind after {job_id}: {left_behind(world)}")
     return findings

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import secrets
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,13 @@ from marked_processes import kill_marked, marked, wait_until
 from postgres_server import PostgresServer
 from sample_data import build_digits
 
+from service.access.roles import Role
+from service.store.database import migrate, open_engine
+from service.store.tokens import NewToken, Tokens
 from tests.kill.cluster import Api, RayCluster, ray_cluster
 from tests.kill.plan import plan_round
 from tests.kill.rounds import World, run_round
+from tests.kill.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
@@ -49,6 +53,8 @@ def replicas(mark: str, folder: Path, database_url: str, cluster: RayCluster, nu
         "HUSH_ALLOWED_ROOTS": str(folder.parent),
         "HUSH_LOST_AFTER_S": "20",
         "HUSH_RETRY_BACKOFF_S": "0.5",
+        "HUSH_WEBHOOK_ALLOW_HTTP": "true",
+        "HUSH_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
     }
     return [
         Api(mark, f"{folder.name}-{index}", folder.parent / f"{folder.name}-{index}.log", settings)
@@ -56,18 +62,25 @@ def replicas(mark: str, folder: Path, database_url: str, cluster: RayCluster, nu
     ]
 
 
-def test_every_job_ends_once_whoever_is_killed(
-    mark: str, cluster: RayCluster, postgres: PostgresServer, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def worlds(mark: str, cluster: RayCluster, postgres: PostgresServer, tmp_path: Path) -> Iterator[dict[str, World]]:
+    """A service on each database, and one cluster under both."""
     build_digits(tmp_path / "shards")
     urls = {"sqlite": f"sqlite:///{tmp_path}/hush.db", "postgres": postgres.url(postgres.new_database())}
-    worlds = {}
-    for database, url in urls.items():
-        folder = tmp_path / database
-        folder.mkdir()
-        apis = replicas(mark, folder, url, cluster, 2 if database == "postgres" else 1)
-        token = make_token(url)
-        worlds[database] = World(mark, cluster, apis, folder / "storage", tmp_path / "shards/manifest.json", token)
+    made = {}
+    with webhook_receiver() as receiver:
+        for database, url in urls.items():
+            folder = tmp_path / database
+            folder.mkdir()
+            apis = replicas(mark, folder, url, cluster, 2 if database == "postgres" else 1)
+            manifest = tmp_path / "shards/manifest.json"
+            made[database] = World(mark, cluster, apis, folder / "storage", manifest, make_token(url), receiver)
+        yield made
+
+
+def test_every_job_ends_once_whoever_is_killed(
+    cluster: RayCluster, worlds: dict[str, World], mark: str, request: pytest.FixtureRequest
+) -> None:
     kills: Counter[str] = Counter()
     findings: list[str] = []
     numbers = range(request.config.getoption("--kill-rounds"))
@@ -97,5 +110,9 @@ def test_every_job_ends_once_whoever_is_killed(
 
 
 def make_token(database_url: str) -> str:
-    """A submitter's token, made as an operator makes the first one."""
-    raise AssertionError(secrets.token_hex(1) + database_url)
+    """An admin's token, made on the database as an operator makes the first one."""
+    engine = open_engine(database_url)
+    migrate(engine)
+    token = Tokens(engine).create(NewToken("default", "kill test", Role.ADMIN), datetime.now(UTC))[1]
+    engine.dispose()
+    return token

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from awaited_client import AwaitedClient
+from awaited_client import NOT_PATIENT, AnyClient, Connect
 from faulty_proxy import Fault, FaultyProxy
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from service.client import (
-    Client,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
@@ -29,31 +29,6 @@ from service.jobs.states import JobState
 from service.schemas import EventView, JobView
 from trainer.run_schema import Progress
 from trainer.spec import JobSpec
-
-QUICK = Retry(max_s=20, first_wait_s=0.01, max_wait_s=0.1)
-NOT_PATIENT = Retry(max_s=0)
-
-AnyClient = Client | AwaitedClient
-Connect = Callable[..., AnyClient]
-
-
-@pytest.fixture(params=[Client, AwaitedClient], ids=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Makes clients, and closes them."""
-    made: list[AnyClient] = []
-
-    def connect(url: str, token: str | None = None, *, retry: Retry = QUICK) -> AnyClient:
-        made.append(request.param(url, token, retry=retry))
-        return made[-1]
-
-    yield connect
-    for client in made:
-        client.close()
-
-
-@pytest.fixture
-def client(service: RunningService, connect: Connect) -> AnyClient:
-    return connect(service.url)
 
 
 def spec(manifest: Path, name: str = "completes") -> JobSpec:
@@ -112,6 +87,28 @@ def test_refusals_carry_the_problem(client: AnyClient, manifest: Path, tmp_path:
         list(client.follow("0" * 26))
 
 
+def test_a_job_is_stopped_at_once(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "deaf"))
+    running = (e for e in client.follow(job.id) if isinstance(e, EventView) and e.state is JobState.RUNNING)
+    assert next(running)
+    assert client.cancel(job.id).cancel_mode == "graceful"
+    assert client.cancel(job.id, "now").cancel_mode == "now"
+    assert ended(client, job.id).state is JobState.CANCELLED
+    [attempt] = client.attempts(job.id)
+    assert (attempt.number, attempt.ended_at is not None) == (1, True)
+
+
+def test_a_job_is_retried_once_for_each_key(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "breaks"))
+    with pytest.raises(ConflictError):
+        client.retry(client.submit(spec(manifest, "waits")).id)
+    assert ended(client, job.id).state is JobState.FAILED
+    retried = client.retry(job.id, "k")
+    assert (retried.retry_of, retried.spec) == (job.id, job.spec)
+    assert client.retry(job.id, "k").id == retried.id
+    assert client.retry(job.id).id != retried.id
+
+
 FAILING: list[Fault] = ["503", "no answer", "429", "502", "answer lost", "cut", "none"]
 
 
@@ -123,11 +120,17 @@ def faulty(service: RunningService) -> Iterator[FaultyProxy]:
     proxy.close()
 
 
+@pytest.fixture
+def through(service: RunningService, faulty: FaultyProxy, connect: Connect) -> Connect:
+    """Makes clients of the service behind the faulty proxy."""
+    return partial(connect, f"http://{faulty.address}", service.token)
+
+
 def test_what_may_be_repeated_gets_through(
-    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+    faulty: FaultyProxy, client: AnyClient, through: Connect, manifest: Path
 ) -> None:
     """One submit, of which the service sees three."""
-    failing = connect(f"http://{faulty.address}")
+    failing = through()
     job = failing.submit(spec(manifest, "waits"))
     assert len(faulty.requests) == len(FAILING)
     assert [j.id for j in failing.jobs()] == [job.id], "it is one job"
@@ -147,23 +150,23 @@ def test_what_may_be_repeated_gets_through(
     ],
 )
 def test_patience_ends(
-    faulty: FaultyProxy, connect: Connect, manifest: Path, fault: Fault, error: type[Exception]
+    faulty: FaultyProxy, through: Connect, manifest: Path, fault: Fault, error: type[Exception]
 ) -> None:
     faulty.set_faults([fault])
     with pytest.raises(error):
-        connect(f"http://{faulty.address}", retry=NOT_PATIENT).submit(spec(manifest))
+        through(retry=NOT_PATIENT).submit(spec(manifest))
     assert faulty.counts[fault] == 1
     with pytest.raises(error):
-        connect(f"http://{faulty.address}", retry=Retry(max_s=0.3, first_wait_s=0.1)).submit(spec(manifest))
+        through(retry=Retry(max_s=0.3, first_wait_s=0.1)).submit(spec(manifest))
     assert (faulty.counts[fault] > 2) is (fault != "500"), "a fault of the service is not asked for again"
 
 
 def test_a_stream_is_taken_up_over_every_fault(
-    faulty: FaultyProxy, client: AnyClient, connect: Connect, manifest: Path
+    faulty: FaultyProxy, client: AnyClient, through: Connect, manifest: Path
 ) -> None:
     job = client.submit(spec(manifest))
     events = [e for e in client.follow(job.id) if isinstance(e, EventView)]
-    seen = list(connect(f"http://{faulty.address}").follow(job.id))
+    seen = list(through().follow(job.id))
     assert [e for e in seen if isinstance(e, EventView)] == events
     assert seen[-1] == client.job(job.id)
     assert faulty.counts["cut"] == 1
@@ -184,9 +187,9 @@ def test_following_goes_on_over_a_restart(
                 running.set()
 
     with running_service(tmp_path / "home", launcher, allowed_roots=roots) as first:
-        client = connect(first.url)
+        client = connect(first.url, first.token)
         job = client.submit(spec(manifest, "waits"))
-        following = threading.Thread(target=follow, args=(connect(first.url), job.id))
+        following = threading.Thread(target=follow, args=(connect(first.url, first.token), job.id))
         following.start()
         assert running.wait(30)
     port = int(first.url.rpartition(":")[2])

@@ -37,11 +37,16 @@ def test_rows_of_the_first_revision_are_kept(url: str) -> None:
         command.upgrade(config, "0001")
         values = {"id": JOB_ID, "spec": SPEC.model_dump_json(), "now": TIME}
         for statement in (
-            "INSERT INTO jobs (id, name, method, spec, state, state_since, reason, attempt, num_failures, created_at,"
-            " updated_at) VALUES (:id, 'old', 'ivon', :spec, 'FAILED', :now, 'attempt_lost', 1, 0, :now, :now)",
+            (
+                "INSERT INTO jobs (id, name, method, spec, state, state_since, reason, attempt, num_failures,"
+                " created_at, updated_at) VALUES (:id, 'old', 'ivon', :spec, 'FAILED', :now,"
+                " 'attempt_lost', 1, 0, :now, :now)"
+            ),
             "INSERT INTO attempts (job_id, number, created_at) VALUES (:id, 1, :now)",
-            "INSERT INTO job_events (job_id, attempt, time, kind, state, reason)"
-            " VALUES (:id, 1, :now, 'state', 'QUEUED', 'submitted')",
+            (
+                "INSERT INTO job_events (job_id, attempt, time, kind, state, reason)"
+                " VALUES (:id, 1, :now, 'state', 'QUEUED', 'submitted')"
+            ),
             "INSERT INTO idempotency_keys VALUES ('k', 'h', :id, :now)",
         ):
             connection.execute(text(statement), values)

@@ -1,0 +1,108 @@
+"""The identity provider's keys: fetched, kept for a while, and fetched again when it signs with a new one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+from joserfc.errors import JoseError
+from joserfc.jwk import JWKRegistry, KeySet
+
+from service.access.hosts import is_loopback
+
+TIMEOUT_S: Final = 5.0
+MAX_BYTES: Final = 1 << 20
+FRESH_S: Final = 600.0
+"""Keys this young are taken without asking again."""
+STALE_S: Final = 24 * 3600.0
+"""Keys this old are taken no more, even if the identity provider does not answer."""
+COOL_DOWN_S: Final = 10.0
+"""It is asked no more often, however many tokens name a key that nobody knows."""
+KEY_TYPES: Final = frozenset({"RSA", "EC", "OKP"})
+"""Key pairs. A shared secret among published keys is none."""
+
+
+class IdentityProviderAwayError(Exception):
+    """Its keys cannot be had now; the message says why."""
+
+
+class Jwks:
+    """The keys, whoever asks from whichever thread."""
+
+    def __init__(self, fetch: Callable[[], KeySet]) -> None:
+        """Nothing is fetched yet; `fetch` raises IdentityProviderAwayError."""
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._keys: KeySet | None = None
+        self._fetched_at = self._tried_at = float("-inf")
+        self._trouble = ""
+
+    def keys(self, kid: str | None, now: float) -> KeySet:
+        """The keys, with the one named `kid` in it if the identity provider has it; `now` in seconds."""
+        with self._lock:
+            known = self._keys is not None and (kid is None or any(key.kid == kid for key in self._keys))
+            is_fresh = now - self._fetched_at <= FRESH_S
+            if not (known and is_fresh) and now - self._tried_at >= COOL_DOWN_S:
+                self._try(now)
+            if self._keys is None or now - self._fetched_at > STALE_S:
+                raise IdentityProviderAwayError(self._trouble)
+            return self._keys
+
+    def _try(self, now: float) -> None:
+        self._tried_at = now
+        try:
+            self._keys, self._fetched_at = self._fetch(), now
+        except IdentityProviderAwayError as error:
+            self._trouble = str(error)
+
+
+def fetch_keys(issuer: str, jwks_url: str | None) -> KeySet:
+    """Ask the identity provider, over the network; IdentityProviderAwayError if that does not work out."""
+    try:
+        return read_keys(_get(jwks_url or _discover(issuer)))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise IdentityProviderAwayError(f"the keys of {issuer} cannot be had ({reason})") from None
+
+
+def read_keys(document: bytes) -> KeySet:
+    """Those keys of a JWK set that can be used, whatever else lies among them; ValueError if there is none."""
+    entries = json.loads(document)
+    entries = entries.get("keys") if isinstance(entries, dict) else None
+    keys = []
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and entry.get("kty") in KEY_TYPES:
+            try:
+                keys.append(JWKRegistry.import_key(entry))
+            except (JoseError, ValueError, TypeError, KeyError):
+                continue  # of a kind, or a curve, that is not known here
+    if not keys:
+        raise ValueError("no key that can be used")
+    return KeySet(keys)
+
+
+def _discover(issuer: str) -> str:
+    document = json.loads(_get(f"{issuer.rstrip('/')}/.well-known/openid-configuration"))
+    if not isinstance(document, dict) or document.get("issuer") != issuer:
+        raise ValueError("its configuration names another issuer")
+    url = document.get("jwks_uri")
+    parts = urlsplit(url) if isinstance(url, str) else None
+    if parts is None or not (parts.scheme == "https" or is_loopback(parts.hostname or "")):
+        raise ValueError(f"its configuration names no safe jwks_uri, but {url!r}")
+    return str(url)
+
+
+def _get(url: str) -> bytes:
+    """The body of an answer, if it is one and no larger than it should be. Redirects are not followed."""
+    with httpx.stream("GET", url, timeout=TIMEOUT_S, headers={"Accept": "application/json"}) as response:
+        response.raise_for_status()
+        body = b""
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise ValueError(f"{url} answers with more than {MAX_BYTES} bytes")
+        return body

@@ -1,0 +1,39 @@
+"""Secrets that are none: well-known ones, and those too short to be secret. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import SecretStr
+from sqlalchemy import make_url
+
+from service.settings import Settings
+
+MIN_LENGTH: Final = 12
+WELL_KNOWN: Final = frozenset(
+    {
+        "administrator", "change-me-now", "change_me_now", "changemeplease", "changethis",
+        "default", "hush-password", "hushpassword", "mysecretpassword", "password1234", "passwordpassword", "postgres",
+        "postgrespassword", "postgresql", "secretpassword", "supersecret", "supersecretpassword", "123456789012",
+    }
+)  # fmt: skip
+"""Of this length or more; what stands in manuals and examples."""
+
+
+def weak_secrets(settings: Settings) -> list[str]:
+    """A line for each secret of the settings that others know or soon find: variable, and what is wrong with it."""
+    found = []
+    for variable, secret in _secrets(settings).items():
+        if secret.lower() in WELL_KNOWN or len(set(secret)) < 4:
+            found.append(f"{variable} holds a well-known secret; choose one at random, e.g.: openssl rand -hex 32")
+        elif len(secret) < MIN_LENGTH:
+            found.append(f"{variable} holds a secret of {len(secret)} characters; at least {MIN_LENGTH} are needed")
+    return found
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """Every secret that is set, by its variable; a database without a password knows its users in another way."""
+    fields = {name: getattr(settings, name) for name in type(settings).model_fields}
+    found = {f"HUSH_{name.upper()}": v.get_secret_value() for name, v in fields.items() if isinstance(v, SecretStr)}
+    password = make_url(settings.database).password
+    return found if password is None else {**found, "HUSH_DATABASE_URL": password}
