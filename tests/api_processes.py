@@ -37,9 +37,11 @@ PATIENCE_S = 60
 def serve(home: Path, environment: dict[str, str], port: int) -> None:
     """What the process does; its settings come from the environment, as everywhere."""
     os.environ.update(environment)
-    logging.basicConfig(filename=home / f"api-{port}.log", level=logging.INFO)
+    logging.basicConfig(
+        filename=home / f"api-{port}.log", level=logging.INFO, format="%(asctime)s %(name)s: %(message)s"
+    )
     settings = Settings(home=home, public_url=f"http://{HOST}:{port}", reconcile_interval_s=0.05)
-    Server(create_app(settings, launcher=FileLauncher(home / "cluster")), HOST, port).run()
+    Server(create_app(settings, launcher=FileLauncher(home / "cluster", num_cpus=4)), HOST, port).run()
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class ApiProcess:
         self.num_kills = 0
         self._shared = shared
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["api_processes"])
+        self._context.set_forkserver_preload(["service.api.app", "service.embedded.server"])
         self._process: ForkServerProcess | None = None
 
     def start(self, failpoint: str | None = None) -> None:

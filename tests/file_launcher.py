@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import time
@@ -34,7 +33,7 @@ class FileLauncher:
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
         place = self._folder / submission_id
-        argv = [str(RUN_DRIVER), str(place), *shlex.split(command(STAND_IN_PYTHON, run_dir))]
+        argv = [str(RUN_DRIVER), str(place), *command(STAND_IN_PYTHON, run_dir)]
         subprocess.run(["setsid", "--fork", *argv], check=True, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not (place / "pid").exists():

@@ -9,6 +9,7 @@ It is started by tests/stand_in_python.sh, which takes the place of the interpre
 """
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -123,7 +124,7 @@ def beat(context: dict, epoch: int) -> str:
             return json.load(reply)["action"]
     except urllib.error.HTTPError as error:
         sys.exit(f"fenced off: {error.code}")
-    except urllib.error.URLError:
+    except (OSError, http.client.HTTPException):  # nobody answers, or was killed in the middle of the answer
         return "continue"
 
 
