@@ -85,9 +85,9 @@ def lives(driver: DriverStatus | None) -> bool:
     return driver is not None and driver.phase in _LIVES
 
 
-def needs_asking(live: LiveJob, now: datetime, has_result: bool) -> bool:
-    """Whether the cluster must be asked about a job: not while its heartbeats come."""
-    if live.job.state is not JobState.RUNNING or has_result or live.attempt.heartbeat_at is None:
+def needs_asking(live: LiveJob, now: datetime, ends: bool) -> bool:
+    """Whether the cluster must be asked about a job: not while its heartbeats come, unless its files say it `ends`."""
+    if live.job.state is not JobState.RUNNING or ends or live.attempt.heartbeat_at is None:
         return True
     return (now - live.attempt.heartbeat_at).total_seconds() > FRESH_S
 

@@ -302,10 +302,10 @@ def test_every_move_is_legal_and_every_end_leaves_no_driver(
 
 
 def test_ray_is_not_asked_while_heartbeats_come() -> None:
-    assert not needs_asking(live(JobState.RUNNING, beat_s=1), NOW, has_result=False)
-    assert needs_asking(live(JobState.RUNNING, beat_s=1), NOW, has_result=True)
-    assert needs_asking(live(JobState.RUNNING, beat_s=4), NOW, has_result=False)
-    assert needs_asking(live(JobState.STARTING, beat_s=None), NOW, has_result=False)
+    assert not needs_asking(live(JobState.RUNNING, beat_s=1), NOW, ends=False)
+    assert needs_asking(live(JobState.RUNNING, beat_s=1), NOW, ends=True)
+    assert needs_asking(live(JobState.RUNNING, beat_s=4), NOW, ends=False)
+    assert needs_asking(live(JobState.STARTING, beat_s=None), NOW, ends=False)
 
 
 def test_the_last_lines_hold_the_error() -> None:
