@@ -147,9 +147,8 @@ def running_service(
     """Start a service on `home` and stop it at the end; the same home again continues where it was."""
     listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    configured = Settings(
-        **{"home": home, "public_url": url, "reconcile_interval_s": 0.1, "retry_backoff_s": 0.1, **settings}
-    )
+    quick = {"reconcile_interval_s": 0.1, "retry_backoff_s": 0.1, "rate_limit_per_minute": 0}
+    configured = Settings(**{"home": home, "public_url": url, **quick, **settings})
     server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

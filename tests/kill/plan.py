@@ -15,7 +15,7 @@ RAY_VICTIMS = {
     "dashboard": "dashboard/dashboard.py",
     "raylet": "raylet/raylet",
 }
-"""Processes of Ray that are killed, and what is in the command line of each. Ray Train's controller is in the driver."""
+"""Processes of Ray that are killed, and what is in each one's command line. Ray Train's controller is in the driver."""
 
 STARTING_S = 25.0
 """A kill while the job starts comes within this time of its submission."""
