@@ -12,6 +12,7 @@ from fastapi import Depends, Path, Request
 from service.access.authenticator import Authenticator
 from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
+from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
 from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
@@ -22,6 +23,10 @@ from service.settings import Settings
 from service.store.store import Store
 from service.store.studies import Studies
 from service.store.tokens import Tokens
+from service.store.webhooks import Webhooks
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
+from service.webhooks.sender import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Context:
     logs: Logs
     tokens: Tokens
     authenticator: Authenticator
+    watch: EventWatch
+    webhooks: Webhooks
+    sender: WebhookSender
+    metrics: Metrics
+    tracing: Tracing
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 

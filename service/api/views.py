@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from service.jobs.records import AttemptRecord, EventRecord, JobRecord
 from service.results.logs import LogFile, Piece
-from service.schemas import API, AttemptView, EventView, JobView, Links, LogLinks, LogPiece, LogView
+from service.schemas import (
+    API,
+    AttemptView,
+    EventView,
+    JobView,
+    Links,
+    LogLinks,
+    LogPiece,
+    LogView,
+    WebhookData,
+    WebhookMessage,
+)
 
 
 def job_path(job_id: str) -> str:
@@ -70,6 +81,12 @@ def event_view(event: EventRecord) -> EventView:
         message=event.message,
         epoch=event.epoch,
     )
+
+
+def webhook_body(event: EventRecord, job: JobRecord, mlflow_uri: str | None) -> bytes:
+    """What a webhook is sent of an event."""
+    data = WebhookData(event=event_view(event), job=job_view(job, mlflow_uri))
+    return WebhookMessage(timestamp=event.time, data=data).model_dump_json().encode()
 
 
 def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
