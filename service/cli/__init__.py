@@ -51,6 +51,9 @@ def serve_command(
         typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.", show_default="8900, or a free one"),
     ] = None,
     num_cpus: NumCpus = None,
+    warm: Annotated[
+        bool, typer.Option("--warm/--no-warm", help="Keep workers ready for the next job, in a gigabyte of memory.")
+    ] = True,
 ) -> None:
     """Start the service on this machine, until Ctrl-C.
 
@@ -66,7 +69,7 @@ def serve_command(
     from service.embedded.serve_screen import ServeScreen
 
     with one_line_errors(), ServeScreen(home_folder(home)) as screen:
-        serve(ServeOptions(home_folder(home), host, port, num_cpus), screen.show, StopSignals())
+        serve(ServeOptions(home_folder(home), host, port, num_cpus, warm), screen.show, StopSignals())
 
 
 @app.command("demo", rich_help_panel=SERVICE)

@@ -66,6 +66,8 @@ class ServeOptions:
     """Port of the API; None: 8900, or any free one if that is taken."""
     num_cpus: int | None = None
     """CPUs that Ray shares out; None: as many as the machine has."""
+    warm: bool = True
+    """Whether workers are kept ready for the next job."""
 
 
 @dataclass
@@ -335,6 +337,7 @@ def _settings(options: ServeOptions, addresses: ServerAddresses, ray_token: Secr
         ray_address=addresses.ray_url,
         ray_token=ray_token,
         mlflow_uri=addresses.mlflow_url,
+        warm_workers=options.warm,
     )
 
 
@@ -349,10 +352,8 @@ def _make_server(settings: Settings, host: str, log: Path) -> Server:
     """The API's server. Its imports take a second or two, in which Ray and MLflow start already."""
     from service.api.app import create_app  # noqa: PLC0415
     from service.embedded.server import Server  # noqa: PLC0415
+    from service.telemetry.json_logs import log_as_json  # noqa: PLC0415
 
     handler = logging.handlers.RotatingFileHandler(log, maxBytes=MAX_LOG_BYTES, backupCount=1)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_as_json(handler)
     return Server(create_app(settings), host, int(settings.public_url.rpartition(":")[2]))
