@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.access.roles import Role
 from service.access.tokens import NAME_PATTERN
 from service.jobs.records import CancelMode
-from service.jobs.states import JobState, Reason
+from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec
 
@@ -30,6 +30,7 @@ class Links(View):
     self: str
     events: str
     attempts: str
+    logs: str
     mlflow: str | None = None
     """The run in the MLflow UI; null until training has begun, or without MLflow."""
 
@@ -132,6 +133,34 @@ class EventPage(View):
     items: list[EventView]
     next_after: int | None = None
     """Pass as `after` for the next page; null when there is none yet."""
+
+
+class LogLinks(View):
+    """Where to read a log."""
+
+    self: str
+    follow: str
+    """As it grows, from its beginning."""
+
+
+class LogView(View):
+    """What one rank, or the driver, wrote in one attempt."""
+
+    attempt: int
+    name: str
+    """`driver`, or a rank: `rank_0000`."""
+    size_bytes: int
+    links: LogLinks
+
+
+class LogPiece(View):
+    """The next piece of a log that is followed."""
+
+    attempt: int
+    name: str
+    offset: int
+    """Bytes of the log before this piece."""
+    text: str
 
 
 class MetricPoint(View):
@@ -276,3 +305,78 @@ class FieldProblem(View):
     """What is allowed."""
     value: str | None = None
     """What was sent, shortened; absent where nothing was."""
+
+
+class NewWebhook(View):
+    """A webhook to register."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.org/hush"}]})
+
+    url: str = Field(min_length=1, max_length=2000)
+    """Where to send: an https address on the public internet, unless the service's settings allow more."""
+    states: list[JobState] = Field(default=sorted(TERMINAL_STATES), min_length=1, max_length=len(JobState))
+    """Changes to these states are told; unset: those that end a job."""
+
+
+class WebhookView(View):
+    """A webhook as the API shows it."""
+
+    id: str
+    url: str
+    states: list[JobState]
+    created_at: datetime
+
+
+class CreatedWebhook(WebhookView):
+    """A webhook that was just registered, with its secret."""
+
+    secret: str
+    """Verifies the `webhook-signature` of what is sent, by any library of Standard Webhooks. Shown this once."""
+
+
+class WebhookPage(View):
+    """All webhooks of the tenant, newest first."""
+
+    items: list[WebhookView]
+
+
+class DeliveryView(View):
+    """What a webhook was told of one event, and how that went."""
+
+    id: int
+    """Its `webhook-id` is `msg_<id>`, at each try."""
+    event_id: int
+    job_id: str
+    job_state: JobState
+    """What the job had become."""
+    status: Literal["pending", "delivered", "given_up"]
+    num_tries: int
+    next_try_at: datetime | None = None
+    """Null unless it is pending."""
+    delivered_at: datetime | None = None
+    last_error: str | None = None
+    """Of the last try; null if it succeeded."""
+
+
+class DeliveryPage(View):
+    """Deliveries of a webhook, newest first."""
+
+    items: list[DeliveryView]
+    next_cursor: int | None = None
+    """Pass as `cursor` for the next page; null on the last."""
+
+
+class WebhookData(View):
+    """What happened, and the job as it was when this was sent."""
+
+    event: EventView
+    job: JobView
+
+
+class WebhookMessage(View):
+    """What a webhook is sent. Tries of one delivery bear one `webhook-id`; it may arrive more than once."""
+
+    type: Literal["job.state"] = "job.state"
+    timestamp: datetime
+    """When it happened."""
+    data: WebhookData

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,9 @@ class Settings(AccessOptions):
     with credentials of their own."""
     python: Path = Path(sys.executable)
     """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
+    warm_workers: bool = False
+    """Keep a driver ready whose workers have imported everything, so that a job on CPUs starts in a second; takes about
+    a gigabyte of memory. Only for a machine that this service has to itself; `hush serve` does it."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Requests with a larger body are refused."""
     reconcile_interval_s: float = Field(default=0.5, gt=0)
@@ -69,6 +73,13 @@ class Settings(AccessOptions):
     """Workers of all running jobs of one tenant, where the tenant has no limit of its own; unset: as many as fit."""
     linger_s: float = Field(default=60, gt=0)
     """Seconds a driver may live on after its result is complete before it is killed."""
+    webhook_allow_http: bool = False
+    """Whether webhooks may be sent without TLS."""
+    webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks that webhooks may be sent to although they are not public, e.g. `10.1.0.0/16 fd00::/8`, between spaces
+    or commas. Unset: none, so that nobody has the service call what only it can reach."""
+    webhook_timeout_s: float = Field(default=10, gt=0, le=30)
+    """Seconds a webhook's server has for its answer."""
     failpoint: str | None = None
     """For tests: where this process is to be killed, as `name` or, at the n-th passing, `name:n`; see
     service.control.failpoints."""
@@ -95,10 +106,10 @@ class Settings(AccessOptions):
     def _split_roots(cls, roots: object) -> object:
         return tuple(filter(None, roots.split(os.pathsep))) if isinstance(roots, str) else roots
 
-    @field_validator("allowed_urls", mode="before")
+    @field_validator("allowed_urls", "webhook_allowed_networks", mode="before")
     @classmethod
-    def _split_urls(cls, urls: object) -> object:
-        return tuple(urls.replace(",", " ").split()) if isinstance(urls, str) else urls
+    def _split(cls, listed: object) -> object:
+        return tuple(listed.replace(",", " ").split()) if isinstance(listed, str) else listed
 
     @field_validator("allowed_urls", mode="after")
     @classmethod

@@ -18,6 +18,7 @@ from trainer.ranks import Ranks
 from trainer.run_folder import RunFolder
 from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, JournalEntry, Progress
 from trainer.spec import JobSpec
+from trainer.supervisor import Order
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -67,16 +68,18 @@ def context_for(spec: JobSpec, run_dir: Path, **more: object) -> AttemptContext:
 
 @dataclass
 class Watcher:
-    """Remembers what it is told, and asks for a stop after so many reports of an epoch."""
+    """Remembers what it is told, and gives its order after so many reports of an epoch."""
 
     stop_after_epoch: int | None = None
+    last_order: Order = "stop"
     epochs: list[EpochSummary] = field(default_factory=list)
     before: tuple[EpochSummary, ...] = ()
     phases: list[str] = field(default_factory=list)
 
     @property
-    def stop_requested(self) -> bool:
-        return self.stop_after_epoch is not None and len(self.epochs) >= self.stop_after_epoch
+    def order(self) -> Order:
+        is_over = self.stop_after_epoch is not None and len(self.epochs) >= self.stop_after_epoch
+        return self.last_order if is_over else "continue"
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         self.before = finished_epochs

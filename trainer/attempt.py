@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 from data_pipeline.reading.cache import ShardCache
 from trainer import loop
-from trainer.console import ConsoleSupervisor
+from trainer.console import ConsoleSupervisor, headline
+from trainer.errors import SpecRejectedError
 from trainer.heartbeat import HeartbeatSupervisor
 from trainer.ranks import Ranks
 from trainer.replica_process import ReplicaProcess
 from trainer.run_folder import RunFolder
 from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, Progress
-from trainer.supervisor import Supervisor, Unsupervised
+from trainer.supervisor import Order, Supervisor, Unsupervised
+from trainer.timeline import mark
+
+log = logging.getLogger(__name__)
 
 
 class _Watchers:
     """All that watch this rank, as one Supervisor."""
 
     def __init__(
-        self, watcher: Supervisor, replica: ReplicaProcess | None, on_epoch: Callable[[EpochSummary], None] | None
+        self,
+        run_dir: str,
+        watcher: Supervisor,
+        replica: ReplicaProcess | None,
+        on_epoch: Callable[[EpochSummary], None] | None,
     ) -> None:
         self._watcher, self._replica, self._on_epoch = watcher, replica, on_epoch
+        self._run_dir, self._has_stepped = run_dir, False
+        self.has_begun = False
+        """Whether the run has got as far as its first step."""
 
     @property
-    def stop_requested(self) -> bool:
-        return self._watcher.stop_requested
+    def order(self) -> Order:
+        return self._watcher.order
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
+        self.has_begun = True
+        log.info("training begins%s", f" after epoch {finished_epochs[-1].epoch}" if finished_epochs else "")
         if self._replica is not None:
             self._replica.begin()
         self._watcher.began(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
+        if progress.phase == "training" and progress.step > 0 and not self._has_stepped:
+            self._has_stepped = True
+            mark(self._run_dir, "first_step")
         self._watcher.progress(progress)
 
     def epoch_finished(self, summary: EpochSummary) -> None:
+        log.info("epoch %d is done: %s", summary.epoch, headline(summary))
         self._watcher.epoch_finished(summary)
         if self._on_epoch is not None:
             self._on_epoch(summary)
@@ -49,13 +67,16 @@ def run_attempt(
     cache: ShardCache | None = None,
 ) -> AttemptResult:
     """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each. `cache`
-    is this machine's, for data that lies elsewhere."""
+    is this machine's, for data that lies elsewhere.
+
+    SpecRejectedError, where the job cannot be trained here; AbortedError, where the service has ended it.
+    """
     if not ranks.is_main:
-        return loop.train(context, ranks, _Watchers(Unsupervised(), None, on_epoch), cache)
+        return _train(context, ranks, _Watchers(context.run_dir, Unsupervised(), None, on_epoch), cache)
     with ExitStack() as stack:
         replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
         watcher = stack.enter_context(_watcher(context, replica))
-        result = loop.train(context, ranks, _Watchers(watcher, replica, on_epoch), cache)
+        result = _train(context, ranks, _Watchers(context.run_dir, watcher, replica, on_epoch), cache)
         if replica is not None:
             replica.finish(result.outcome)
             run = replica.run()
@@ -64,6 +85,15 @@ def run_attempt(
                 result = result.model_copy(update=ids)
         RunFolder(context.run_dir).finish(result)
     return result
+
+
+def _train(context: AttemptContext, ranks: Ranks, watchers: _Watchers, cache: ShardCache | None) -> AttemptResult:
+    try:
+        return loop.train(context, ranks, watchers, cache)
+    except ValueError as error:
+        if watchers.has_begun:
+            raise
+        raise SpecRejectedError(str(error)) from error
 
 
 def _watcher(context: AttemptContext, replica: ReplicaProcess | None) -> AbstractContextManager[Supervisor]:

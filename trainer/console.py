@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainer import run_schema
 from trainer.run_schema import EpochSummary, EvaluationFigure, LabelKind, Predictor, Split, evaluation_metric
+from trainer.supervisor import Order
 
 LINE_INTERVAL_S = 10.0
 SHOWN_METRICS = (
@@ -58,9 +59,9 @@ class ConsoleSupervisor:
             signal.signal(signal.SIGINT, self._previous)
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether Ctrl-C was pressed."""
-        return self._stop.is_set()
+    def order(self) -> Order:
+        """To stop, once Ctrl-C was pressed."""
+        return "stop" if self._stop.is_set() else "continue"
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         """Say where a run is taken up again."""
@@ -80,13 +81,17 @@ class ConsoleSupervisor:
 
     def epoch_finished(self, summary: EpochSummary) -> None:
         """Print the epoch's figures."""
-        shown = [f"{name} {summary.metrics[name]:.4f}" for name in SHOWN_METRICS if name in summary.metrics]
-        self._console.print(f"epoch {summary.epoch} done: {'  '.join(shown)}", highlight=False, soft_wrap=True)
+        self._console.print(f"epoch {summary.epoch} done: {headline(summary)}", highlight=False, soft_wrap=True)
 
     def _interrupted(self, _signal: int, _frame: FrameType | None) -> None:
         self._stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._console.print("stopping after this step; Ctrl-C again ends at once")
+
+
+def headline(summary: EpochSummary) -> str:
+    """The figures of an epoch that people look at first, in a line."""
+    return "  ".join(f"{name} {summary.metrics[name]:.4f}" for name in SHOWN_METRICS if name in summary.metrics)
 
 
 def _figures(progress: run_schema.Progress) -> str:

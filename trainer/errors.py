@@ -1,11 +1,22 @@
 """What ends a training for good.
 
+ValueError
+└── SpecRejectedError       the job cannot be trained here: found out before its first step
 RuntimeError
-└── TrainingFailedError     trying again would end the same way
-    └── DivergedError       weights or predictions are no longer finite
+├── TrainingFailedError     trying again would end the same way
+│   └── DivergedError       weights or predictions are no longer finite
+└── AbortedError            the service said so; nothing is wrong
 """
 
 from __future__ import annotations
+
+
+class SpecRejectedError(ValueError):
+    """The job cannot be trained here; the message names field, value and what is allowed."""
+
+
+class AbortedError(RuntimeError):
+    """The service asked this attempt to end at once, without a checkpoint or a result."""
 
 
 class TrainingFailedError(RuntimeError):

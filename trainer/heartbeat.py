@@ -1,8 +1,8 @@
 """Rank 0's heartbeats to the service, from a thread, about once a second; the answer says whether to go on.
 
-Training never waits for the service: what could not be delivered is sent again. A run stops when the service says so,
-when the service no longer knows this attempt (another has taken its place), or after ten minutes without any answer: by
-then the service may have given the job to another attempt.
+Training never waits for the service: what could not be delivered is sent again. A run ends when the service says so; at
+once, when the service no longer knows this attempt (another has taken its place); and with a last checkpoint after ten
+minutes without any answer: by then the service may have given the job to another attempt, or will.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from trainer.replica_process import MlflowRun
 from trainer.run_schema import EpochSummary, Heartbeat, HeartbeatReply, Progress
+from trainer.supervisor import Order
 
 INTERVAL_S = 1.0
 LEASE_S = 600.0
@@ -46,8 +47,8 @@ class HeartbeatSupervisor:
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._unacknowledged: list[EpochSummary] = []
-        self._closing = threading.Event()
-        self._stop = threading.Event()
+        self._closing, self._due = threading.Event(), threading.Event()
+        self._order: Order = "continue"
         self._answered_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="hush-heartbeat", daemon=True)
 
@@ -58,13 +59,14 @@ class HeartbeatSupervisor:
     def __exit__(self, *_: object) -> None:
         """Send what is left, once."""
         self._closing.set()
+        self._due.set()
         self._thread.join()
         self._client.close()
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether the service said stop, or is lost."""
-        return self._stop.is_set()
+    def order(self) -> Order:
+        """What the service said last; `stop` if it is lost."""
+        return self._order
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         """Send the epochs of before again: their acknowledgement may have been lost with the process that got it."""
@@ -72,9 +74,11 @@ class HeartbeatSupervisor:
             self._unacknowledged.extend(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
-        """Remember for the next heartbeat."""
+        """Remember for the next heartbeat; the first is sent at once."""
         with self._lock:
-            self._progress = progress
+            is_first, self._progress = self._progress is None, progress
+        if is_first:
+            self._due.set()
 
     def epoch_finished(self, summary: EpochSummary) -> None:
         """Remember until acknowledged."""
@@ -82,9 +86,12 @@ class HeartbeatSupervisor:
             self._unacknowledged.append(summary)
 
     def _run(self) -> None:
-        while not self._closing.wait(self._interval_s):
+        is_last = False
+        while not is_last:
+            self._due.wait(self._interval_s)
+            self._due.clear()
+            is_last = self._closing.is_set()
             self._beat()
-        self._beat()
 
     def _beat(self) -> None:
         with self._lock:
@@ -103,11 +110,15 @@ class HeartbeatSupervisor:
             self._answered_s = time.monotonic()
             with self._lock:
                 del self._unacknowledged[: len(summaries)]
-            if reply.action == "stop":
-                self._stop.set()
-        elif time.monotonic() - self._answered_s > self._lease_s and not self._stop.is_set():
+            self._heed(reply.action)
+        elif time.monotonic() - self._answered_s > self._lease_s and self._order == "continue":
             log.warning("stopping: the service at %s has not answered for %.0f s", self._url, self._lease_s)
-            self._stop.set()
+            self._order = "stop"
+
+    def _heed(self, order: Order) -> None:
+        if order not in {"continue", self._order}:  # once told to end, it ends
+            log.info("the service says: %s", order)
+            self._order = order
 
     def _send(self, beat: Heartbeat) -> HeartbeatReply | None:
         """The service's answer; None if there was none that could be understood."""
@@ -115,9 +126,9 @@ class HeartbeatSupervisor:
         try:
             response = self._client.post(self._url, content=beat.model_dump_json(), headers=headers)
             if response.status_code in FENCED_STATUSES:
-                if not self._stop.is_set():
+                if self._order != "abort":
                     log.warning("stopping: the service answered %d, this attempt is over", response.status_code)
-                return HeartbeatReply(action="stop")
+                return HeartbeatReply(action="abort")
             response.raise_for_status()
             return HeartbeatReply.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError) as error:

@@ -11,7 +11,7 @@ import torch
 from trainer.meters import Meters
 from trainer.ranks import Ranks
 from trainer.run_schema import Progress
-from trainer.supervisor import Supervisor
+from trainer.supervisor import ORDERS, Order, Supervisor
 
 REPORT_INTERVAL_S = 1.0
 STOP_CHECK_INTERVAL_S = 0.5
@@ -42,7 +42,7 @@ class Pulse:
         self._run, self._epoch, self._window = _Since(now_s), _Since(now_s), _Since(now_s)
         self._loss: float | None = None
         self._rate: float | None = None
-        self._stopping = False
+        self._order: Order = "continue"
         self._next_check = 0
 
     def enter(self, phase: Phase, *, epoch: int, step: int) -> None:
@@ -60,6 +60,8 @@ class Pulse:
             since.num_steps += 1
             since.num_images += num_images
         now_s = time.perf_counter()
+        if self._ranks.is_main and self._run.num_steps == 1:
+            self._report("training", epoch, step, now_s)
         if self._ranks.is_main and now_s - self._window.time_s >= REPORT_INTERVAL_S:
             self._loss = meters.live_loss()
             self._rate = self._window.images_per_s(now_s)
@@ -75,21 +77,21 @@ class Pulse:
         """Throughput since the epoch's training began, over all ranks."""
         return self._epoch.images_per_s(time.perf_counter())
 
-    def stop_agreed(self) -> bool:
-        """Whether all ranks stop now; called by all before each step.
+    def agreed_order(self) -> Order:
+        """What all ranks do now; called by all before each step. Once it is to end, it stays so.
 
         Rank 0 says what it heard and after how many steps to ask again: asking costs little however short a step.
         """
-        if self._stopping or self._run.num_steps < self._next_check:
-            return self._stopping
+        if self._order != "continue" or self._run.num_steps < self._next_check:
+            return self._order
         elapsed_s = max(1e-9, time.perf_counter() - self._run.time_s)
         num_steps = int(STOP_CHECK_INTERVAL_S * self._run.num_steps / elapsed_s)
         interval = min(MAX_STEPS_BETWEEN_CHECKS, max(1, num_steps))
-        message = self._ranks.broadcast(torch.tensor([int(self._supervisor.stop_requested), interval]))
-        stop, interval = message.tolist()
-        self._stopping = bool(stop)
+        message = self._ranks.broadcast(torch.tensor([ORDERS.index(self._supervisor.order), interval]))
+        number, interval = message.tolist()
+        self._order = ORDERS[number]
         self._next_check = self._run.num_steps + interval
-        return self._stopping
+        return self._order
 
     def _report(self, phase: Phase, epoch: int, step: int, now_s: float) -> None:
         if not self._ranks.is_main:

@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer.errors import SpecRejectedError
+
 GROUP_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up: rank 0 alone writes checkpoints, pictures and results."""
 
@@ -78,7 +80,7 @@ def joined_ranks(*, use_gpu: bool) -> Iterator[Ranks]:
     A group made here is left at the end; one that was there before is not touched.
     """
     if use_gpu and not torch.cuda.is_available():
-        raise ValueError("resources.gpus_per_worker = 1: no GPU is visible here; must be 0")
+        raise SpecRejectedError("resources.gpus_per_worker = 1: no GPU is visible here; must be 0")
     found = dist.is_available() and dist.is_initialized()
     if not found and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if use_gpu:

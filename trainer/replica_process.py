@@ -10,23 +10,23 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trainer.errors import AbortedError
 from trainer.run_schema import AttemptContext
 
 MLFLOW_FILE: Final = "mlflow.json"
 """MlflowRun, in the attempt's folder, as soon as the run is known."""
-FINISH_TIMEOUT_S = 120.0
-"""How long the end of a training waits for a server that is taking things in; one that is away is given up sooner."""
-
-FAILED_TIMEOUT_S = 20.0
-"""The same at the end of one that failed: what went wrong should be told soon."""
-
 Outcome = Literal["succeeded", "stopped", "failed"]
+
+FINISH_TIMEOUT_S: Final[Mapping[Outcome, float]] = {"succeeded": 120.0, "failed": 20.0, "stopped": 3.0}
+"""How long the end of a training waits for a server that is taking things in; one that is away is given up sooner.
+What went wrong should be told soon, and who has cancelled a job waits for it."""
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ReplicaProcess:
         """End the process if it is still there: it sees its standard input close, as it would if we were killed."""
         assert self._process is not None
         if isinstance(error, Exception):
-            self.finish("failed", FAILED_TIMEOUT_S)
+            self.finish("stopped" if isinstance(error, AbortedError) else "failed")
         self._stdin.close()
         try:
             self._process.wait(timeout=5)
@@ -85,12 +85,12 @@ class ReplicaProcess:
         """The journal is ready to be read."""
         self._say("begin")
 
-    def finish(self, outcome: Outcome, timeout_s: float = FINISH_TIMEOUT_S) -> None:
+    def finish(self, outcome: Outcome) -> None:
         """The journal is complete: wait until all of it is copied, but not for ever."""
         self._say(f"finish {outcome}")
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=timeout_s)
+            code = self._process.wait(timeout=FINISH_TIMEOUT_S[outcome])
         except subprocess.TimeoutExpired:
             code = None
         if code != 0:

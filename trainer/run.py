@@ -11,6 +11,7 @@ from torch import nn
 
 from data_pipeline.examples import ExampleTable
 from trainer import checkpoint, ddp
+from trainer.errors import AbortedError
 from trainer.job_data import JobData, tracked_rows
 from trainer.label_noise.record import ExampleRecord
 from trainer.label_noise.training import TrainingNoise
@@ -72,8 +73,11 @@ class Run:
         return steps_per_epoch(self.spec, self.data)
 
     def is_over(self) -> bool:
-        """Whether the ranks agreed to stop early. Called by all ranks."""
-        return self.pulse.stop_agreed()
+        """Whether the ranks agreed to stop early; AbortedError if it is to be at once. Called by all ranks."""
+        order = self.pulse.agreed_order()
+        if order == "abort":
+            raise AbortedError("the service has ended this attempt")
+        return order == "stop"
 
     def set_learning_rate(self, step: int) -> float:
         """Give the optimizer the learning rate of a step, and return it."""

@@ -16,7 +16,7 @@ class ModelSpec(Spec):
 
     arch: Literal["resnet18", "resnet34", "resnet50", "small_cnn"] = "resnet50"
     """torchvision's ResNets, or `small_cnn` (three convolutions) for small pictures such as digits."""
-    weights: str = "none"
+    weights: str = Field(default="none", max_length=4096)
     """`none` (random), `imagenet` (torchvision's, downloaded once), or the path of a saved state dict."""
 
     @model_validator(mode="after")

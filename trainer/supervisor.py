@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from trainer.run_schema import EpochSummary, Progress
+
+Order = Literal["continue", "stop", "abort"]
+"""To go on; to end at the next step after a last checkpoint; to end at the next step and leave nothing more."""
+ORDERS: Final[tuple[Order, ...]] = ("continue", "stop", "abort")
 
 
 class Supervisor(Protocol):
     """Watches a run: over HTTP (trainer.heartbeat), on a terminal (trainer.console), or not at all (Unsupervised)."""
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether the run is to stop at the next step. Only rank 0's answer counts."""
+    def order(self) -> Order:
+        """What the run is to do at its next step. Only rank 0's answer counts."""
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         """The run folder is ready; a run that was taken up again had these epochs. Called once, before any step."""
@@ -27,7 +31,7 @@ class Supervisor(Protocol):
 class Unsupervised:
     """Nobody watches: ranks other than 0, and tests."""
 
-    stop_requested = False
+    order: Order = "continue"
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:
         """Nobody to tell."""

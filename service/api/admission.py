@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
 
@@ -13,20 +13,31 @@ from data_pipeline.storage.addresses import is_remote, url_parts
 from data_pipeline.storage.patience import Patience
 from service.api.errors import ProblemError
 from service.schemas import FieldProblem
+from service.studies.study_spec import StudySpec
 from trainer.spec import JobSpec
 
 PATIENCE = Patience(retry_s=5, silence_s=5)
 """With a remote storage, while somebody waits for an answer."""
 
 
-def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...]) -> None:
+def admit_study(study: StudySpec, specs: Iterable[JobSpec], roots: tuple[Path, ...], urls: tuple[str, ...]) -> None:
+    """Admit each of a study's jobs; what is the same for many is looked at once."""
+    seen = set()
+    for spec in specs:
+        what = (spec.data.manifest, str(spec.data.corruption), spec.model.weights)
+        if what not in seen:
+            seen.add(what)
+            admit(spec, roots, urls, splits=("train",) if study.early_stop is None else ("train", "val"))
+
+
+def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...], splits: tuple[str, ...] = ("train",)) -> None:
     """Raise a 422 problem unless the job's manifest and weights can be read, and lie where jobs may read: under one of
-    `roots` or, the manifest, of `urls`; and unless its label noise suits the data set."""
+    `roots` or, the manifest, of `urls`; and unless it has these splits, and its label noise suits the data set."""
     manifest: Manifest | None = None
 
     def check_manifest() -> None:
         nonlocal manifest
-        manifest = _manifest(_allowed(spec.data.manifest, roots, urls))
+        manifest = _manifest(_allowed(spec.data.manifest, roots, urls), splits)
 
     def check_noise() -> None:
         if manifest is not None and spec.data.corruption is not None:
@@ -76,10 +87,12 @@ def _inside(text: str, roots: tuple[Path, ...]) -> Path:
     return resolved
 
 
-def _manifest(place: str | Path) -> Manifest:
+def _manifest(place: str | Path, splits: tuple[str, ...]) -> Manifest:
     manifest = Manifest.load(place, PATIENCE)
-    if "train" not in manifest.splits:
-        raise ValueError(f"has no split 'train', only {', '.join(manifest.splits) or 'none'}")
+    for split in splits:
+        if split not in manifest.splits:
+            needed = ", which early_stop needs" if split == "val" else ""
+            raise ValueError(f"has no split '{split}'{needed}, only {', '.join(manifest.splits) or 'none'}")
     return manifest
 
 

@@ -7,7 +7,9 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from random import SystemRandom
 
+import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
@@ -18,26 +20,40 @@ from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.context import Context
 from service.api.errors import install, problems
+from service.api.event_watch import EventWatch
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
-from service.api.routes import events, health, internal, jobs, results, tokens
+from service.api.routes import events, health, internal, jobs, logs, results, tokens
+from service.api.routes import studies as study_routes
+from service.api.routes import webhooks as webhook_routes
+from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
+from service.cluster.spares import Spares
+from service.cluster.warm_launcher import WarmLauncher
 from service.control.decisions import Policy
+from service.control.early_stop import EarlyStopper
 from service.control.failpoints import arm
 from service.control.leadership import Leadership
 from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
 from service.jobs.records import TenantLimits
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
+from service.store.event_log import EventLog
 from service.store.leases import Leases
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
+from service.store.webhooks import Webhooks
+from service.webhooks.addresses import policy_of
+from service.webhooks.post import Poster
+from service.webhooks.sender import Outbox, WebhookSender
 
 _DESCRIPTION = """\
 Trains image classifiers on noisily labelled data, and shows epoch by epoch how much each example's label is smoothed.
@@ -55,8 +71,12 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         context = await anyio.to_thread.run_sync(_open, settings, launcher, closing)
         app.state.context = context
         context.reconciler.start()
+        context.sender.start()
         try:
-            yield
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(context.watch.run)
+                yield
+                closing.set()
         finally:
             closing.set()
             await anyio.to_thread.run_sync(_close, context)
@@ -76,7 +96,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, results, tokens):
+    for module in (jobs, events, logs, results, study_routes, tokens, webhook_routes):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
@@ -94,15 +114,34 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
-    launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    launcher = launcher or _launcher(settings)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
-    world = World(store, launcher, folders, _policy(settings), limits)
+    studies = Studies(engine)
+    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies))
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
-    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
-    known = Tokens(engine)
-    authenticator = Authenticator(known, oidc_of(settings))
-    return Context(settings, store, launcher, reconciler, Results(folders), known, authenticator, closing)
+    known, webhooks = Tokens(engine), Webhooks(engine)
+    return Context(
+        settings=settings,
+        store=store,
+        studies=studies,
+        launcher=launcher,
+        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        results=Results(folders),
+        logs=Logs(folders),
+        tokens=known,
+        authenticator=Authenticator(known, oidc_of(settings)),
+        watch=EventWatch(EventLog(engine), closing),
+        webhooks=webhooks,
+        sender=_sender(webhooks, Leases(engine), settings),
+        closing=closing,
+    )
+
+
+def _sender(webhooks: Webhooks, leases: Leases, settings: Settings) -> WebhookSender:
+    poster = Poster(policy_of(settings), settings.webhook_timeout_s)
+    outbox = Outbox(webhooks, leases, poster, partial(webhook_body, mlflow_uri=settings.mlflow_uri))
+    return WebhookSender(outbox, secrets.token_hex(16), SystemRandom().random)
 
 
 def _policy(settings: Settings) -> Policy:
@@ -117,7 +156,17 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
+def _launcher(settings: Settings) -> Launcher:
+    ray = RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    if not settings.warm_workers:
+        return ray
+    warm = WarmLauncher(ray, settings.python, Spares(settings.storage_dir / "spares"))
+    warm.keep()
+    return warm
+
+
 def _close(context: Context) -> None:
+    context.sender.stop()
     context.reconciler.stop()
     context.launcher.close()
     context.store.close()

@@ -12,14 +12,19 @@ from fastapi import Depends, Path, Request
 from service.access.authenticator import Authenticator
 from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
+from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
 from service.control.reconciler_thread import Reconciler
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.store import Store
+from service.store.studies import Studies
 from service.store.tokens import Tokens
+from service.store.webhooks import Webhooks
+from service.webhooks.sender import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,16 @@ class Context:
 
     settings: Settings
     store: Store
+    studies: Studies
     launcher: Launcher
     reconciler: Reconciler
     results: Results
+    logs: Logs
     tokens: Tokens
     authenticator: Authenticator
+    watch: EventWatch
+    webhooks: Webhooks
+    sender: WebhookSender
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -23,7 +24,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.schemas import FieldProblem, Problem
-from trainer.spec_errors import field_errors
+from trainer.spec import JobSpec
+from trainer.spec_errors import SpecError, field_errors
 
 PROBLEM_JSON = "application/problem+json"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -127,17 +129,31 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
             request, ProblemError(HTTPStatus.BAD_REQUEST, f"The body is not JSON: see byte {where}.")
         )
     try:
-        wrong = [FieldProblem(field=f, value=v, message=m) for f, v, m in _wrong_fields(errors)]
+        wrong = [FieldProblem(field=f, value=v, message=m) for f, v, m in _wrong_fields(errors, _body_model(request))]
     except RecursionError:
         return problem_response(request, ProblemError(HTTPStatus.BAD_REQUEST, "The body is nested too deeply."))
     detail = "; ".join(f"{e.field}{'' if e.value is None else f' = {e.value}'}: {e.message}" for e in wrong[:5])
     return problem_response(request, ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=wrong))
 
 
-def _wrong_fields(errors: Sequence[ErrorDetails]) -> Iterable[tuple[str, str | None, str]]:
-    """Field, value and what is allowed: of a job's spec in its own words, of parameters as `query.limit`."""
+def spec_problem(error: SpecError) -> ProblemError:
+    """A 422 that says what is wrong with each field of a spec."""
+    wrong = [FieldProblem(field=e.field, value=e.value, message=e.allowed) for e in error.errors]
+    return ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, "; ".join(map(str, error.errors[:5])), errors=wrong)
+
+
+def _body_model(request: Request) -> type[BaseModel]:
+    """The model that a route reads its body into."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    annotation = None if body is None else body.field_info.annotation
+    named = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in named if issubclass(kind, BaseModel)), JobSpec)
+
+
+def _wrong_fields(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> Iterable[tuple[str, str | None, str]]:
+    """Field, value and what is allowed: of a body in its own words, of parameters as `query.limit`."""
     body = [{**entry, "loc": entry["loc"][1:]} for entry in errors if entry["loc"][0] == "body"]
-    for wrong in field_errors(body):  # type: ignore[arg-type]  # mypy widens a spread TypedDict to a dict
+    for wrong in field_errors(body, root):  # type: ignore[arg-type]  # mypy widens a spread TypedDict to a dict
         yield (
             _printable(wrong.field),
             None if wrong.value is None else _printable(wrong.value),

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from service.jobs.records import AttemptRecord, EventRecord, JobRecord
-from service.schemas import API, AttemptView, EventView, JobView, Links
+from service.results.logs import LogFile, Piece
+from service.schemas import (
+    API,
+    AttemptView,
+    EventView,
+    JobView,
+    Links,
+    LogLinks,
+    LogPiece,
+    LogView,
+    WebhookData,
+    WebhookMessage,
+)
 
 
 def job_path(job_id: str) -> str:
     """Path of a job in the API."""
     return f"{API}/jobs/{job_id}"
+
+
+def study_path(study_id: str) -> str:
+    """Path of a study in the API."""
+    return f"{API}/studies/{study_id}"
 
 
 def job_view(job: JobRecord, mlflow_uri: str | None) -> JobView:
@@ -66,10 +83,33 @@ def event_view(event: EventRecord) -> EventView:
     )
 
 
+def webhook_body(event: EventRecord, job: JobRecord, mlflow_uri: str | None) -> bytes:
+    """What a webhook is sent of an event."""
+    data = WebhookData(event=event_view(event), job=job_view(job, mlflow_uri))
+    return WebhookMessage(timestamp=event.time, data=data).model_dump_json().encode()
+
+
 def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
     path = job_path(job.id)
-    links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts"}
+    links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts", "logs": f"{path}/logs"}
     return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
+
+
+def log_view(job_id: str, file: LogFile) -> LogView:
+    """A log as the API lists it."""
+    path = f"{job_path(job_id)}/logs"
+    links = {
+        "self": f"{path}/{file.attempt}/{file.name}",
+        "follow": f"{path}?follow=true&attempt={file.attempt}&name={file.name}",
+    }
+    return LogView(
+        attempt=file.attempt, name=file.name, size_bytes=file.size_bytes, links=LogLinks.model_validate(links)
+    )
+
+
+def log_piece_view(name: str, piece: Piece) -> LogPiece:
+    """A piece of a log as it is streamed."""
+    return LogPiece(attempt=piece.start.attempt, name=name, offset=piece.start.offset, text=piece.text)
 
 
 def _mlflow_link(job: JobRecord, mlflow_uri: str | None) -> str | None:

@@ -34,6 +34,7 @@ from service.control.decisions import (
     overdue,
     silence_s,
 )
+from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
 from service.control.queue import Limits, plan_queue, refuse
 from service.jobs.ids import new_id, submission_id
@@ -76,6 +77,7 @@ class World:
     policy: Policy
     limits: TenantLimits
     """Of tenants that have none of their own."""
+    early_stop: EarlyStopper
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,14 @@ class _Look:
         self._store, self._cluster = world.store, _Cluster(world.launcher)
 
     def take(self) -> None:
-        """Deadlines, then what runs, then what waits."""
+        """Deadlines, then what runs, then what is hopeless, then what waits."""
         for job in self._store.overdue(self._now, MAX_OVERDUE):
             with _one_job(job.id):
                 self._move(job.id, job.attempt, job.state, overdue(job))
         for live in self._store.active():
             with _one_job(live.job.id):
                 self._attend(live)
+        self._world.early_stop.stop_hopeless(self._now, self._watch.fence)
         self._serve_queue()
 
     # ------------------------------------------------------------------------------------------------ what runs

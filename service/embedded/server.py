@@ -22,14 +22,15 @@ class Server(uvicorn.Server):
             app, host, port, timeout_graceful_shutdown=GRACE_S, log_config=None, access_log=False, ws="none"
         )
         super().__init__(config)
-        self._app = app
+        self.app = app
+        """What is served."""
 
     def stop(self) -> None:
         """End streams, let other requests finish, and stop."""
-        begin_shutdown(self._app)
+        begin_shutdown(self.app)
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by uvicorn at SIGINT and SIGTERM."""
-        begin_shutdown(self._app)
+        begin_shutdown(self.app)
         super().handle_exit(sig, frame)

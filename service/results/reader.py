@@ -11,9 +11,10 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.cluster.attempts import AttemptFolders
+from service.results.headlines import Headlines
 from service.schemas import ExampleSort, ExampleView, MetricPoint, MetricSeries, MetricsView
 from trainer.run_schema import (
     EVALUATION_DIR,
@@ -24,11 +25,10 @@ from trainer.run_schema import (
     EvaluationReport,
     JournalEntry,
     LabelNoiseRecord,
-    Schema,
     epoch_file,
 )
 
-_Record = TypeVar("_Record", bound=Schema)
+_Record = TypeVar("_Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ class Results:
     def evaluation(self, job_id: str, epoch: int) -> EvaluationReport | None:
         """The evaluation of an epoch; None if it is not there yet."""
         return self._read(job_id, EVALUATION_DIR, epoch, EvaluationReport)
+
+    def headlines(self, job_id: str) -> Headlines | None:
+        """The headline figures of the newest evaluation; None if there is none yet, or none that can be read."""
+        newest = max(self.epochs(job_id, EVALUATION_DIR, "json"), default=None)
+        try:
+            return None if newest is None else self._read(job_id, EVALUATION_DIR, newest, Headlines)
+        except ValidationError:
+            return None
 
     def examples(self, job_id: str, epoch: int, query: ExampleQuery, offset: int, limit: int) -> ExampleSlice | None:
         """A slice of an epoch's tracked examples in order; None if the epoch is not there yet."""

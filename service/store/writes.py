@@ -87,10 +87,10 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
     failpoint(Failpoint.MOVE_AFTER_EVENT)
 
 
-def insert_job(connection: Connection, submission: Submission, now: datetime) -> str:
-    """A new job in QUEUED, with its first attempt and first event; its id."""
+def insert_job(connection: Connection, submission: Submission, now: datetime, job_id: str | None = None) -> str:
+    """A new job in QUEUED, with its first attempt and first event; its id, a new one unless it is given."""
     spec = submission.spec
-    job_id = new_id(now, secrets.randbits(80))
+    job_id = job_id or new_id(now, secrets.randbits(80))
     reason = Reason.SUBMITTED if submission.retry_of is None else Reason.RETRIED
     deadline_s = spec.scheduling.deadline_s
     values = {
@@ -128,8 +128,9 @@ def insert_state_event(connection: Connection, change: Transition, now: datetime
     }
     event_id = _insert_event(connection, change.job_id, change.attempt, now, event)
     of_tenant = select(jobs.c.tenant).where(jobs.c.id == change.job_id).scalar_subquery()
-    wanted = connection.execute(select(webhooks.c.id, webhooks.c.states).where(webhooks.c.tenant == of_tenant)).all()
-    for webhook_id, states in wanted:
+    query = select(webhooks.c.id, webhooks.c.states).where(webhooks.c.tenant == of_tenant)
+    # Locked on PostgreSQL: one that is deleted while we write would else take this transaction down with it.
+    for webhook_id, states in connection.execute(query.with_for_update(read=True, key_share=True)).all():
         if change.new in states:
             row = {"webhook_id": webhook_id, "event_id": event_id, "next_try_at": now}
             connection.execute(insert(webhook_deliveries).values(row))

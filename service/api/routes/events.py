@@ -15,6 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import problems
 from service.api.views import event_view, job_view
+from service.jobs.records import EventRecord
 from service.jobs.states import TERMINAL_STATES
 from service.schemas import EventPage
 from trainer.run_schema import Progress
@@ -22,7 +23,6 @@ from trainer.run_schema import Progress
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 EVENT_STREAM = "text/event-stream"
-POLL_S = 0.3
 KEEP_ALIVE_S = 15.0
 BATCH = 200
 MAX_EVENT_ID = 2**63 - 1
@@ -69,28 +69,34 @@ def get_events(
 async def _stream(context: Context, job_id: str, after: int) -> AsyncIterator[bytes]:
     progress: Progress | None = None
     sent_at = time.monotonic()
-    while not context.closing.is_set():
-        found = await anyio.to_thread.run_sync(context.store.follow, job_id, after, BATCH)
-        assert found is not None, "jobs are never deleted"
-        job, events = found
-        messages = []
-        for event in events:
-            after = event.id
-            messages.append(
-                format_sse_event(event=event.kind, id=str(after), data_str=event_view(event).model_dump_json())
-            )
-        if job.progress is not None and job.progress != progress:
-            progress = job.progress
-            messages.append(format_sse_event(event="progress", data_str=progress.model_dump_json()))
-        if len(events) < BATCH and job.state in TERMINAL_STATES:
-            view = job_view(job, context.settings.mlflow_uri)
-            messages.append(format_sse_event(event="end", data_str=view.model_dump_json()))
-            yield b"".join(messages)
-            return
-        if not messages and time.monotonic() - sent_at >= KEEP_ALIVE_S:
-            messages.append(KEEPALIVE_COMMENT)
-        if messages:
-            sent_at = time.monotonic()
-            yield b"".join(messages)
-        if len(events) < BATCH:
-            await anyio.sleep(POLL_S)
+    with context.watch.following(job_id) as follower:
+        while not context.closing.is_set():
+            if not await follower.wait(max(0.0, sent_at + KEEP_ALIVE_S - time.monotonic())):
+                sent_at = time.monotonic()
+                yield KEEPALIVE_COMMENT
+                continue
+            news = await follower.read(after, BATCH)
+            messages = [_event_message(event) for event in news.events]
+            if news.events:
+                after = news.events[-1].id
+            if news.progress is not None and news.progress != progress:
+                progress = news.progress
+                messages.append(format_sse_event(event="progress", data_str=progress.model_dump_json()))
+            ended = len(news.events) < BATCH and news.state in TERMINAL_STATES
+            if ended:
+                messages.append(await anyio.to_thread.run_sync(_end_message, context, job_id))
+            if messages:
+                yield b"".join(messages)
+                sent_at = time.monotonic()
+            if ended:
+                return
+
+
+def _event_message(event: EventRecord) -> bytes:
+    return format_sse_event(event=event.kind, id=str(event.id), data_str=event_view(event).model_dump_json())
+
+
+def _end_message(context: Context, job_id: str) -> bytes:
+    job = context.store.get(job_id)
+    assert job is not None, "jobs are never deleted"
+    return format_sse_event(event="end", data_str=job_view(job, context.settings.mlflow_uri).model_dump_json())

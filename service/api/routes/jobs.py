@@ -88,13 +88,14 @@ def list_jobs(
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
     name: Annotated[str | None, Query(max_length=200, description="Only jobs of exactly this name.")] = None,
     method: Annotated[str | None, Query(max_length=32, description="Only jobs of this method, e.g. `ivon`.")] = None,
+    study: Annotated[str | None, Query(pattern=ID_PATTERN, description="Only jobs of the study of this id.")] = None,
     limit: Limit = 50,
     cursor: Annotated[str | None, Query(pattern=ID_PATTERN, description="`next_cursor` of the page before.")] = None,
 ) -> JobPage:
     """A page of jobs, newest first."""
     if "\0" in (name or "") + (method or ""):
         return JobPage(items=[])  # no job has such a name, and PostgreSQL refuses to be asked
-    wanted = JobFilter(tenant=principal.tenant, state=state, name=name, method=method)
+    wanted = JobFilter(tenant=principal.tenant, state=state, name=name, method=method, study_id=study)
     found = context.store.page(wanted, limit + 1, cursor)
     items = [job_view(job, context.settings.mlflow_uri) for job in found[:limit]]
     return JobPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)

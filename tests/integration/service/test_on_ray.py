@@ -57,6 +57,11 @@ def test_a_job_trains_and_its_results_come_back(service: RunningService, manifes
     assert report["epoch"] == 2
     names = {series["name"] for series in service.client.get(f"{url}/metrics").json()["series"]}
     assert "train/loss" in names
+    logs = {log["name"]: log for log in service.client.get(f"{url}/logs").json()}
+    assert set(logs) == {"driver", "rank_0000", "rank_0001"}
+    for name, log in logs.items():
+        text = service.client.get(log["links"]["self"]).text
+        assert f"job {job['id']}, attempt 1, {name[:4]}" in text.splitlines()[0]
 
 
 def test_a_training_that_was_cancelled_stops(service: RunningService, manifest: Path) -> None:

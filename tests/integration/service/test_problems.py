@@ -50,7 +50,9 @@ def test_unknown_route(service: RunningService, path: str) -> None:
 @pytest.mark.parametrize(
     "job_id", [NOBODY, "x", "%00", "a" * 5000, "..%2f..", "%F0%9F%99%82", "%ff", NOBODY.upper() + "I"]
 )
-@pytest.mark.parametrize("tail", ["", "/events", "/metrics", "/label-noise", "/evaluation", "/examples"])
+@pytest.mark.parametrize(
+    "tail", ["", "/events", "/metrics", "/label-noise", "/evaluation", "/examples", "/logs", "/logs/1/driver"]
+)
 def test_unknown_job(service: RunningService, job_id: str, tail: str) -> None:
     is_problem(service.client.get(f"/api/v1/jobs/{job_id}{tail}"), 404)
     if not tail:
@@ -207,8 +209,8 @@ def test_no_body_makes_a_5xx(service: RunningService, manifest: Path, changes: d
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    tail=st.sampled_from(["", "/events", "/examples", "/label-noise"]),
-    name=st.sampled_from(["limit", "cursor", "after", "epoch", "state", "name", "sort", "given_label"]),
+    tail=st.sampled_from(["", "/events", "/examples", "/label-noise", "/logs", "/logs/1/driver"]),
+    name=st.sampled_from(["limit", "cursor", "after", "epoch", "state", "name", "sort", "given_label", "tail_lines"]),
     value=st.text(st.characters(codec="utf-8"), max_size=30) | st.integers().map(str),
 )
 def test_no_query_makes_a_5xx(service: RunningService, job: str, tail: str, name: str, value: str) -> None:

@@ -173,6 +173,12 @@ def test_openapi_tells_the_public_routes_and_our_errors(service: RunningService)
     assert "Effective sample size" in document["components"]["schemas"]["IVONSpec"]["properties"]["ess"]["description"]
     events = document["paths"]["/api/v1/jobs/{job_id}/events"]["get"]["responses"]["200"]["content"]
     assert set(events) == {"application/json", "text/event-stream"}
+    logs = document["paths"]["/api/v1/jobs/{job_id}/logs"]["get"]["responses"]["200"]["content"]
+    assert set(logs) == {"application/json", "text/event-stream"}
+    log = document["paths"]["/api/v1/jobs/{job_id}/logs/{attempt}/{name}"]["get"]["responses"]
+    assert {status: set(log[status]["content"]) for status in ("200", "206")} == {
+        "200": {"text/plain"}, "206": {"text/plain"}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["metrics", "label-noise"])

@@ -76,7 +76,7 @@ def test_sends_progress_epochs_and_the_mlflow_run(service: Service) -> None:
     told = [beat for beat in service.beats if beat.finished_epochs]
     assert len(told) == 1, "an acknowledged epoch is not sent again"
     assert (told[0].progress, told[0].mlflow_run_id, told[0].mlflow_experiment_id) == (PROGRESS, "r", "e")
-    assert not supervisor.stop_requested
+    assert supervisor.order == "continue"
 
 
 def test_epochs_are_sent_until_they_are_acknowledged(service: Service) -> None:
@@ -87,29 +87,33 @@ def test_epochs_are_sent_until_they_are_acknowledged(service: Service) -> None:
         wait_until(lambda: len(service.beats) > 3)
         service.status = 200
         wait_until(lambda: not service.beats[-1].finished_epochs)
-    assert not supervisor.stop_requested
+    assert supervisor.order == "continue"
     assert [beat.finished_epochs[0].epoch for beat in service.beats[:3]] == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("status", "action"), [(200, "stop"), (401, "?"), (404, "?"), (409, "?")])
-def test_stops_when_told_or_fenced_off(service: Service, status: int, action: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "action", "order"),
+    [(200, "stop", "stop"), (200, "abort", "abort"), (401, "?", "abort"), (404, "?", "abort"), (409, "?", "abort")],
+)
+def test_ends_when_told_or_fenced_off(service: Service, status: int, action: str, order: str) -> None:
     service.status, service.action = status, action
     with HeartbeatSupervisor(service.url, "secret", interval_s=0.02) as supervisor:
         supervisor.progress(PROGRESS)
-        wait_until(lambda: supervisor.stop_requested)
+        wait_until(lambda: supervisor.order != "continue")
+    assert supervisor.order == order
 
 
 def test_stops_when_the_lease_is_lost() -> None:
     with HeartbeatSupervisor("http://127.0.0.1:9/", "secret", interval_s=0.02, lease_s=0.2) as supervisor:
         supervisor.progress(PROGRESS)
-        wait_until(lambda: supervisor.stop_requested)
+        wait_until(lambda: supervisor.order == "stop")
 
 
 def test_absent_service_is_waited_for() -> None:
     with HeartbeatSupervisor("http://127.0.0.1:9/", "secret", interval_s=0.02) as supervisor:
         supervisor.progress(PROGRESS)
         time.sleep(0.3)
-        assert not supervisor.stop_requested
+        assert supervisor.order == "continue"
 
 
 def test_last_words_are_sent_at_the_end(service: Service) -> None:

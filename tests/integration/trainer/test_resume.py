@@ -23,6 +23,8 @@ from tests.training import (
     train_alone,
 )
 from trainer import checkpoint, loop
+from trainer.attempt import run_attempt
+from trainer.errors import AbortedError, SpecRejectedError
 from trainer.run_schema import Progress
 
 
@@ -131,6 +133,26 @@ def test_stopped_run_can_be_taken_up(manifest: Path, tmp_path: Path) -> None:
     assert stopped.outcome == "stopped"
     assert train_alone(context_for(spec, tmp_path / "cut")).outcome == "succeeded"
     assert_same_run(tmp_path / "through", tmp_path / "cut")
+
+
+def test_aborted_run_leaves_nothing_more_and_can_be_taken_up(manifest: Path, tmp_path: Path) -> None:
+    spec = digits_spec(manifest, schedule={"epochs": 3})
+    train_alone(context_for(spec, tmp_path / "through"))
+    with pytest.raises(AbortedError):
+        train_alone(context_for(spec, tmp_path / "cut"), Watcher(stop_after_epoch=1, last_order="abort"))
+    last = checkpoint.newest_good([tmp_path / "cut"])
+    assert last is not None
+    assert checkpoint.load(last).step % 21 == 0, "the last one is that of an epoch's end"
+    assert not (tmp_path / "cut/model.pt").exists()
+    assert train_alone(context_for(spec, tmp_path / "cut")).outcome == "succeeded"
+    assert_same_run(tmp_path / "through", tmp_path / "cut")
+
+
+def test_what_cannot_be_trained_is_told_from_what_fails_later(manifest: Path, tmp_path: Path) -> None:
+    train_alone(context_for(digits_spec(manifest), tmp_path))
+    data = {"manifest": str(manifest), "image_size": 8, "batch_size": 32}
+    with pytest.raises(SpecRejectedError, match="batch_size was 64"):
+        run_attempt(context_for(digits_spec(manifest, data=data), tmp_path), ALONE)
 
 
 def test_finished_run_is_only_summed_up_again(manifest: Path, tmp_path: Path) -> None:
