@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data
+.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -50,6 +50,9 @@ bench-convergence: setup ## Compare the methods on wrong labels: an hour; FASHIO
 
 bench-data: setup | $(UV) ## Time loading beside webdataset, streaming and ImageFolder; CLOTHING_PHOTOS=tar in Clothing1M's layout
 	$(UV) run --frozen --group bench python -m benchmarks.data $(if $(CLOTHING_PHOTOS),--photos $(CLOTHING_PHOTOS))
+
+bench-start: setup ## Time the way from a POST to the first step beside a bare `ray job submit`: ten minutes
+	$(RUN)/python -m benchmarks.start
 
 clean: ## Remove what make made here: the environment, caches
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -46,6 +46,9 @@ class Settings(AccessOptions):
     with credentials of their own."""
     python: Path = Path(sys.executable)
     """Python interpreter on the cluster that runs the drivers; Hush must be installed in it."""
+    warm_workers: bool = False
+    """Keep a driver ready whose workers have imported everything, so that a job on CPUs starts in a second; takes about
+    a gigabyte of memory. Only for a machine that this service has to itself; `hush serve` does it."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Requests with a larger body are refused."""
     reconcile_interval_s: float = Field(default=0.5, gt=0)

@@ -7,7 +7,10 @@ from typing import Any, Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from service.client import AsyncClient, Retry
+from service.client import AsyncClient, Client, Retry
+
+QUICK = Retry(max_s=20, first_wait_s=0.01, max_wait_s=0.1)
+NOT_PATIENT = Retry(max_s=0)
 
 
 class AwaitedClient:
@@ -49,3 +52,7 @@ class AwaitedClient:
 
 async def _await(made: Awaitable[object]) -> object:
     return await made
+
+
+AnyClient = Client | AwaitedClient
+Connect = Callable[..., AnyClient]

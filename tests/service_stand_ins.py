@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import socket
 import subprocess
 import threading
@@ -37,17 +36,21 @@ class SubprocessLauncher:
         self.answers = True
         self._drivers: dict[str, subprocess.Popen[str]] = {}
         self._stopped: set[str] = set()
+        self._logs: dict[str, Path] = {}
 
     def nodes(self) -> Sequence[Node]:
         self._ask()
         return self.machines
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
+        self.start(submission_id, command(STAND_IN_PYTHON, run_dir))
+
+    def start(self, submission_id: str, argv: Sequence[str]) -> None:
         self._ask()
         if submission_id not in self._drivers:
-            with (run_dir / "driver.log").open("w") as log:
-                argv = shlex.split(command(STAND_IN_PYTHON, run_dir))
-                self._drivers[submission_id] = subprocess.Popen(argv, stdout=log, stderr=log, text=True, cwd=run_dir)
+            self._logs[submission_id] = next(Path(word) for word in argv if Path(word).is_dir()) / "driver.log"
+            with self._logs[submission_id].open("w") as log:
+                self._drivers[submission_id] = subprocess.Popen(argv, stdout=log, stderr=log, text=True)
 
     def status(self, submission_id: str) -> DriverStatus:
         self._ask()
@@ -61,7 +64,7 @@ class SubprocessLauncher:
             return DriverStatus(Phase.STOPPED)
         if code < 0:
             return DriverStatus(Phase.KILLED, f"killed by signal {-code}")
-        log = Path(str(driver.args[-1])) / "driver.log"  # type: ignore[index]  # args is the list of submit
+        log = self._logs[submission_id]
         return DriverStatus(Phase.SUCCEEDED) if code == 0 else DriverStatus(Phase.FAILED, log.read_text())
 
     def stop(self, submission_id: str) -> None:
@@ -144,9 +147,8 @@ def running_service(
     """Start a service on `home` and stop it at the end; the same home again continues where it was."""
     listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    configured = Settings(
-        **{"home": home, "public_url": url, "reconcile_interval_s": 0.1, "retry_backoff_s": 0.1, **settings}
-    )
+    quick = {"reconcile_interval_s": 0.1, "retry_backoff_s": 0.1, "rate_limit_per_minute": 0}
+    configured = Settings(**{"home": home, "public_url": url, **quick, **settings})
     server = Server(create_app(configured, launcher=launcher), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -4,6 +4,7 @@ What it does is the job's name: completes, breaks, waits, deaf (ignores a stop),
 waits-once do so in the first attempt and complete in the next. diverges and loses-a-rank write down why they fail, the
 latter in the first attempt only. hangs falls silent, but lives. learns tells how it does on val and test, the better
 the higher its learning rate and its seed, and hears a stop after each epoch. Numbers that a study adds say nothing.
+With `--spare DIR RANKS` it waits for the attempt that it is handed, and goes on as the driver of that.
 It is started by tests/stand_in_python.sh, which takes the place of the interpreter in the launcher's fixed command.
 """
 
@@ -142,5 +143,14 @@ def finish(run_dir: Path, context: dict, outcome: str, num_epochs: int) -> None:
     (run_dir / "aside").rename(run_dir / "result.json")
 
 
+def wait_as_spare(folder: Path) -> None:
+    """Become the driver of what is handed over; end if that is nothing."""
+    while not (folder / "handover.json").exists():
+        time.sleep(0.01)
+    attempt_dir = json.loads((folder / "handover.json").read_text())["attempt_dir"]
+    if attempt_dir is not None:
+        os.execv(sys.executable, [sys.executable, "-I", __file__, attempt_dir])
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[-1]))
+    wait_as_spare(Path(sys.argv[2])) if sys.argv[1] == "--spare" else main(Path(sys.argv[1]))

@@ -16,6 +16,7 @@ from trainer.replica_process import ReplicaProcess
 from trainer.run_folder import RunFolder
 from trainer.run_schema import AttemptContext, AttemptResult, EpochSummary, Progress
 from trainer.supervisor import Order, Supervisor, Unsupervised
+from trainer.timeline import mark
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,14 @@ class _Watchers:
     """All that watch this rank, as one Supervisor."""
 
     def __init__(
-        self, watcher: Supervisor, replica: ReplicaProcess | None, on_epoch: Callable[[EpochSummary], None] | None
+        self,
+        run_dir: str,
+        watcher: Supervisor,
+        replica: ReplicaProcess | None,
+        on_epoch: Callable[[EpochSummary], None] | None,
     ) -> None:
         self._watcher, self._replica, self._on_epoch = watcher, replica, on_epoch
+        self._run_dir, self._has_stepped = run_dir, False
         self.has_begun = False
         """Whether the run has got as far as its first step."""
 
@@ -42,6 +48,9 @@ class _Watchers:
         self._watcher.began(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
+        if progress.phase == "training" and progress.step > 0 and not self._has_stepped:
+            self._has_stepped = True
+            mark(self._run_dir, "first_step")
         self._watcher.progress(progress)
 
     def epoch_finished(self, summary: EpochSummary) -> None:
@@ -63,11 +72,11 @@ def run_attempt(
     SpecRejectedError, where the job cannot be trained here; AbortedError, where the service has ended it.
     """
     if not ranks.is_main:
-        return _train(context, ranks, _Watchers(Unsupervised(), None, on_epoch), cache)
+        return _train(context, ranks, _Watchers(context.run_dir, Unsupervised(), None, on_epoch), cache)
     with ExitStack() as stack:
         replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
         watcher = stack.enter_context(_watcher(context, replica))
-        result = _train(context, ranks, _Watchers(watcher, replica, on_epoch), cache)
+        result = _train(context, ranks, _Watchers(context.run_dir, watcher, replica, on_epoch), cache)
         if replica is not None:
             replica.finish(result.outcome)
             run = replica.run()

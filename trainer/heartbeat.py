@@ -47,7 +47,7 @@ class HeartbeatSupervisor:
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._unacknowledged: list[EpochSummary] = []
-        self._closing = threading.Event()
+        self._closing, self._due = threading.Event(), threading.Event()
         self._order: Order = "continue"
         self._answered_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="hush-heartbeat", daemon=True)
@@ -59,6 +59,7 @@ class HeartbeatSupervisor:
     def __exit__(self, *_: object) -> None:
         """Send what is left, once."""
         self._closing.set()
+        self._due.set()
         self._thread.join()
         self._client.close()
 
@@ -73,9 +74,11 @@ class HeartbeatSupervisor:
             self._unacknowledged.extend(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
-        """Remember for the next heartbeat."""
+        """Remember for the next heartbeat; the first is sent at once."""
         with self._lock:
-            self._progress = progress
+            is_first, self._progress = self._progress is None, progress
+        if is_first:
+            self._due.set()
 
     def epoch_finished(self, summary: EpochSummary) -> None:
         """Remember until acknowledged."""
@@ -83,9 +86,12 @@ class HeartbeatSupervisor:
             self._unacknowledged.append(summary)
 
     def _run(self) -> None:
-        while not self._closing.wait(self._interval_s):
+        is_last = False
+        while not is_last:
+            self._due.wait(self._interval_s)
+            self._due.clear()
+            is_last = self._closing.is_set()
             self._beat()
-        self._beat()
 
     def _beat(self) -> None:
         with self._lock:

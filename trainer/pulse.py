@@ -60,6 +60,8 @@ class Pulse:
             since.num_steps += 1
             since.num_images += num_images
         now_s = time.perf_counter()
+        if self._ranks.is_main and self._run.num_steps == 1:
+            self._report("training", epoch, step, now_s)
         if self._ranks.is_main and now_s - self._window.time_s >= REPORT_INTERVAL_S:
             self._loss = meters.live_loss()
             self._rate = self._window.images_per_s(now_s)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from trainer.chunks import Chunk, chunks
 from trainer.errors import diverged
-from trainer.label_noise import figure
 from trainer.label_noise.estimators import EstimateOptions, NoiseEstimate, estimate, posterior_of
 from trainer.label_noise.histogram import ClassHistogram, noise_record
 from trainer.label_noise.record import example_rows
@@ -129,6 +128,8 @@ def _norms(noise: NoiseEstimate) -> dict[Estimator, Tensor]:
 
 def _publish(run: Run, position: Position, epoch: int, noise: LabelNoiseRecord) -> None:
     picture = io.BytesIO()
+    from trainer.label_noise import figure  # noqa: PLC0415 (matplotlib takes a second, before the first step)
+
     figure.draw(noise).save(picture, "PNG")
     files: dict[str, bytes | Callable[[Path], None]] = {
         epoch_file(LABEL_NOISE_DIR, epoch, "json"): noise.model_dump_json().encode(),

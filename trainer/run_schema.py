@@ -38,6 +38,10 @@ LOGS_DIR = "logs"
 FAILURE_FILE = "failure.json"
 MODEL_FILE = "model.pt"
 RESULT_FILE = "result.json"
+TIMELINE_FILE = "timeline.jsonl"
+"""When a start reached which moment, see trainer.timeline."""
+HANDOVER_FILE = "handover.json"
+"""In the folder of a spare, see trainer.handover."""
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -74,6 +78,13 @@ class AttemptContext(Schema):
     """MLflow tracking server; unset: nothing is replicated."""
     mlflow_run_id: str | None = None
     """MLflow run of an earlier attempt, to be continued."""
+
+
+class Handover(Schema):
+    """Service -> a spare driver that waits: the attempt it is to run."""
+
+    attempt_dir: str | None
+    """Folder with the attempt's attempt.json; null: end, there will be none."""
 
 
 # ------------------------------------------------------------------------------------------------------------ running

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.spec import JobSpec
+
+_Spec = TypeVar("_Spec", bound=BaseModel)
 
 MAX_VALUE_CHARS = 80
 WHOLE_SPEC = "spec"
@@ -50,21 +52,30 @@ def load_spec(path: str | Path, overrides: Mapping[str, object] | None = None) -
 
     `overrides` replaces fields of the file, by dotted path: `{"method.lr": 0.1}`.
     """
+    return load_as(JobSpec, path, overrides)
+
+
+def load_as(kind: type[_Spec], path: str | Path, overrides: Mapping[str, object] | None = None) -> _Spec:
+    """Read a spec of another kind as `load_spec` reads a job."""
     path = Path(path)
+    content = _content(path)
+    for field, value in (overrides or {}).items():
+        _override(content, field, value)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(str(path), field_errors(error.errors(include_url=False), kind)) from None
+
+
+def _content(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(str(path), [FieldError("file", None, f"cannot be read: {error.strerror}")]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [FieldError("file", None, f"is not YAML: {_one_line(error)}")]) from None
     except RecursionError:
         raise SpecError(str(path), [FieldError("file", None, "is nested too deeply")]) from None
-    for field, value in (overrides or {}).items():
-        _override(content, field, value)
-    try:
-        return JobSpec.model_validate(content)
-    except ValidationError as error:
-        raise SpecError(str(path), field_errors(error.errors(include_url=False))) from None
 
 
 def _override(content: object, field: str, value: object) -> None:

@@ -24,7 +24,7 @@ class Principal:
     name: str
     """For people: that of the token, or the subject of the identity provider."""
     id: str
-    """The same at each request, and nobody else's: what its requests are counted by."""
+    """The same at each request, and nobody else's: `token:<id>` or `oidc:<subject>`. Its requests are counted by it."""
 
 
 def is_tenant(name: str) -> bool:

@@ -47,4 +47,9 @@ def is_good(token: TokenRecord, now: datetime) -> bool:
 
 def principal_of(token: TokenRecord) -> Principal:
     """Who bears it."""
-    return Principal(token.tenant, token.role, token.name, f"token:{token.id}")
+    return Principal(token.tenant, token.role, token.name, bearer_id(token.id))
+
+
+def bearer_id(token_id: str) -> str:
+    """Id of the principal that bears a token."""
+    return f"token:{token_id}"

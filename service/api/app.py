@@ -33,6 +33,8 @@ from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
 from service.cluster.ray_launcher import RayLauncher
+from service.cluster.spares import Spares
+from service.cluster.warm_launcher import WarmLauncher
 from service.control.decisions import Policy
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import arm
@@ -132,7 +134,7 @@ def _open(settings: Settings, launcher: Launcher | None, made: _Made) -> Context
     engine = open_engine(settings.database)
     migrate(engine)
     store = Store(engine)
-    launcher = launcher or RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    launcher = launcher or _launcher(settings)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
     studies = Studies(engine)
@@ -179,6 +181,15 @@ def _policy(settings: Settings) -> Policy:
         retry_backoff_s=settings.retry_backoff_s,
         retry_backoff_max_s=settings.retry_backoff_max_s,
     )
+
+
+def _launcher(settings: Settings) -> Launcher:
+    ray = RayLauncher(settings.ray_address, settings.python, settings.ray_token)
+    if not settings.warm_workers:
+        return ray
+    warm = WarmLauncher(ray, settings.python, Spares(settings.storage_dir / "spares"))
+    warm.keep()
+    return warm
 
 
 def _close(context: Context) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import access, jobs, production
-from service.cli.options import AsJson, Home, NumCpus
+from service.cli import jobs, logs, production, studies, tenants, tokens, webhooks
+from service.cli.options import ADMINISTRATION, DATA, JOBS, SERVICE, AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
 INTERRUPTED = 130
@@ -32,13 +32,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(jobs.app)
+app.add_typer(logs.app)
+app.add_typer(studies.app, name="study", rich_help_panel=JOBS)
 app.add_typer(production.app)
-app.add_typer(data_app, name="data")
-app.add_typer(access.token_app, name="token")
-app.add_typer(access.tenant_app, name="tenant")
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+app.add_typer(tokens.app, name="token", rich_help_panel=ADMINISTRATION)
+app.add_typer(tenants.app, name="tenant", rich_help_panel=ADMINISTRATION)
+app.add_typer(webhooks.app, name="webhook", rich_help_panel=ADMINISTRATION)
 
 
-@app.command("serve")
+@app.command("serve", rich_help_panel=SERVICE)
 def serve_command(
     *,
     home: Home = None,
@@ -48,6 +51,9 @@ def serve_command(
         typer.Option(min=0, max=65535, help="Port of the API; 0: any free one.", show_default="8900, or a free one"),
     ] = None,
     num_cpus: NumCpus = None,
+    warm: Annotated[
+        bool, typer.Option("--warm/--no-warm", help="Keep workers ready for the next job, in a gigabyte of memory.")
+    ] = True,
 ) -> None:
     """Start the service on this machine, until Ctrl-C.
 
@@ -63,10 +69,10 @@ def serve_command(
     from service.embedded.serve_screen import ServeScreen
 
     with one_line_errors(), ServeScreen(home_folder(home)) as screen:
-        serve(ServeOptions(home_folder(home), host, port, num_cpus), screen.show, StopSignals())
+        serve(ServeOptions(home_folder(home), host, port, num_cpus, warm), screen.show, StopSignals())
 
 
-@app.command("demo")
+@app.command("demo", rich_help_panel=SERVICE)
 def demo_command(
     *,
     home: Home = None,

@@ -1,4 +1,4 @@
-"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `examples`: a job from its spec to its results."""
+"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `retry`, `examples`: a job from its spec to its results."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, Follow, Home, Job, Limit, Url
+from service.cli.options import JOBS, AsJson, Follow, Home, Job, Limit, Now, Overrides, Url
 from service.cli.session import job_id_of, print_json, print_json_list, session
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.schemas import JobView
 
 app = typer.Typer()
 
 
-@app.command("submit")
+@app.command("submit", rich_help_panel=JOBS)
 def submit_command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The job; see examples/ and the API's /docs.")],
     *,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="Change a field of the spec, e.g. method.lr=0.1; repeatable."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     follow: Follow = False,
     as_json: AsJson = False,
     url: Url = None,
@@ -43,24 +39,13 @@ def submit_command(
       hush submit examples/clothing-photos-ivon.yaml --follow
       hush submit job.yaml --set method.lr=0.1 --set schedule.epochs=3
     """
-    from service.cli.follow import follow_job
     from service.cli.spec_file import read_job
-    from service.schemas import API
 
     with session(url, home) as client:
-        job = client.submit(read_job(spec, overrides or []))
-        if follow:
-            code = follow_job(client, job, as_json=as_json)
-            raise typer.Exit(code)
-        if as_json:
-            print_json(job)
-        else:
-            typer.echo(f"{job.name} submitted as {job.id}")
-            typer.echo(f"  follow   hush events {job.id} --follow")
-            typer.echo(f"  API      {client.url}{API}/jobs/{job.id}")
+        _show_submitted(client, client.submit(read_job(spec, overrides or [])), follow=follow, as_json=as_json)
 
 
-@app.command("jobs")
+@app.command("jobs", rich_help_panel=JOBS)
 def jobs_command(
     *,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state, e.g. RUNNING.")] = None,
@@ -77,13 +62,10 @@ def jobs_command(
     """
     from itertools import islice
 
-    from service.cli.screen import print_jobs
-    from service.jobs.states import JobState
+    from service.cli.screen import job_state, print_jobs
 
     with session(url, home) as client:
-        if state is not None and state.upper() not in JobState.__members__:
-            raise ValueError(f"--state {state}: must be one of {', '.join(JobState)}")
-        wanted = None if state is None else JobState(state.upper())
+        wanted = None if state is None else job_state(state)
         jobs = list(islice(client.jobs(state=wanted, name=name, method=method, page=min(limit, 100)), limit))
     if as_json:
         print_json_list(jobs)
@@ -91,7 +73,7 @@ def jobs_command(
         print_jobs(jobs)
 
 
-@app.command("show")
+@app.command("show", rich_help_panel=JOBS)
 def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
     """Show a job: state, progress, newest figures."""
     from service.cli.screen import print_job
@@ -112,7 +94,7 @@ def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Ho
         print_job(found, evaluation, newest)
 
 
-@app.command("events")
+@app.command("events", rich_help_panel=JOBS)
 def events_command(
     job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
 ) -> None:
@@ -137,18 +119,43 @@ def events_command(
             print_event(event)
 
 
-@app.command("cancel")
-def cancel_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
-    """Ask a job to stop. What it has by then is kept."""
+@app.command("cancel", rich_help_panel=JOBS)
+def cancel_command(
+    job: Job,
+    *,
+    now: Now = False,
+    as_json: AsJson = False,
+    url: Url = None,
+    home: Home = None,
+) -> None:
+    """Ask a job to stop, after a last checkpoint. What it has by then is kept.
+
+    Example: hush cancel clothing-photos-ivon --now
+    """
     with session(url, home) as client:
-        cancelled = client.cancel(job_id_of(client, job))
+        cancelled = client.cancel(job_id_of(client, job), "now" if now else "graceful")
     if as_json:
         print_json(cancelled)
     else:
         typer.echo(f"{cancelled.name} is {cancelled.state}")
 
 
-@app.command("examples")
+@app.command("retry", rich_help_panel=JOBS)
+def retry_command(
+    job: Job, *, follow: Follow = False, as_json: AsJson = False, url: Url = None, home: Home = None
+) -> None:
+    """Train a job on that has failed or was cancelled.
+
+    That is a new job with the same spec, which goes on from the old one's last checkpoint. Exit codes with --follow as
+    those of `hush submit --follow`.
+
+    Example: hush retry clothing-photos-ivon --follow
+    """
+    with session(url, home) as client:
+        _show_submitted(client, client.retry(job_id_of(client, job)), follow=follow, as_json=as_json)
+
+
+@app.command("examples", rich_help_panel=JOBS)
 def examples_command(
     job: Job,
     *,
@@ -188,3 +195,17 @@ def _label(client: Client, job_id: str, given_class: str) -> int:
     if given_class not in classes:
         raise ValueError(f"--given-class {given_class!r}: must be one of {', '.join(classes)}")
     return classes.index(given_class)
+
+
+def _show_submitted(client: Client, job: JobView, *, follow: bool, as_json: bool) -> None:
+    from service.cli.follow import follow_job
+    from service.schemas import API
+
+    if follow:
+        raise typer.Exit(follow_job(client, job, as_json=as_json))
+    if as_json:
+        print_json(job)
+    else:
+        typer.echo(f"{job.name} submitted as {job.id}")
+        typer.echo(f"  follow   hush events {job.id} --follow")
+        typer.echo(f"  API      {client.url}{API}/jobs/{job.id}")

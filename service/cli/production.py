@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from service.cli.options import SERVICE
 from service.cli.session import one_line_errors
 
 app = typer.Typer()
 
 
-@app.command("api")
+@app.command("api", rich_help_panel=SERVICE)
 def api_command(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on, e.g. 0.0.0.0.")] = "127.0.0.1",

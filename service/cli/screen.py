@@ -12,8 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView
+from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
+
+RICH_DEFAULT_COLUMNS: Final = 80
+"""What rich takes where there is neither a terminal nor COLUMNS."""
+PIPED_COLUMNS: Final = 200
 
 _STATE_STYLES: Final = {
     JobState.QUEUED: "dim",
@@ -46,8 +50,11 @@ _EPOCH_FIGURES: Final = (
 
 
 def console() -> Console:
-    """stdout, without rich's colouring of numbers and paths."""
-    return Console(highlight=False)
+    """stdout, without rich's colouring of numbers and paths; wide where it is no terminal, so that nothing is cut."""
+    out = Console(highlight=False)
+    if not out.is_terminal and out.width == RICH_DEFAULT_COLUMNS:
+        out.width = PIPED_COLUMNS
+    return out
 
 
 def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -58,9 +65,16 @@ def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def state_text(state: JobState) -> Text:
-    """A state in its colour."""
-    return Text(state.value, style=_STATE_STYLES[state])
+def state_text(state: str) -> Text:
+    """A state of a job, or of a study, in its colour."""
+    return Text(str(state), style=_STATE_STYLES[JobState(state)])
+
+
+def job_state(text: str) -> JobState:
+    """A state, in capitals or not; ValueError names them all."""
+    if text.upper() not in JobState.__members__:
+        raise ValueError(f"--state {text}: must be one of {', '.join(JobState)}")
+    return JobState(text.upper())
 
 
 def example_sort(text: str) -> ExampleSort:
@@ -146,6 +160,17 @@ def epoch_figures(metrics: dict[str, float]) -> str:
 def print_event(event: EventView) -> None:
     """An event on stdout."""
     console().print(event_line(event), soft_wrap=True)
+
+
+def print_logs(logs: Sequence[LogView]) -> None:
+    """A line a log."""
+    if not logs:
+        console().print("no logs yet: they begin with the first attempt")
+        return
+    table = plain_table("attempt", "log", "bytes", right=("attempt", "bytes"))
+    for log in logs:
+        table.add_row(str(log.attempt), log.name, f"{log.size_bytes:,}")
+    console().print(table)
 
 
 def examples_table(examples: Sequence[ExampleView]) -> Table:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx_sse
 from pydantic import TypeAdapter
 
+from service.access.roles import Role
 from service.client.calls import Call, Pages, Params, Stream
+from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
     API,
+    AttemptList,
+    AttemptView,
+    CancelRequest,
+    CreatedWebhook,
+    DeliveryPage,
+    DeliveryView,
     EventPage,
     EventView,
     ExamplePage,
@@ -20,23 +30,40 @@ from service.schemas import (
     ExampleView,
     JobPage,
     JobView,
+    LogPiece,
+    LogView,
     MetricsView,
+    NewTokenView,
+    TokenPage,
+    TokenView,
+    WebhookPage,
+    WebhookView,
+    WhoamiView,
 )
+from service.studies.study_spec import StudySpec
+from service.study_schemas import StudyComparison, StudyPage, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord, Progress
 from trainer.spec import JobSpec
 
 Happening = EventView | Progress | JobView
 """What `follow` yields: events, progress in between, and last the job that has ended."""
 
+FIRST_RANK: Final = "rank_0000"
+"""Name of the log that is read where none is named."""
+
 _Answer = TypeVar("_Answer")
 
 _JOBS: Final = f"{API}/jobs"
+_STUDIES: Final = f"{API}/studies"
+_TOKENS: Final = f"{API}/tokens"
+_WEBHOOKS: Final = f"{API}/webhooks"
+_LOGS: Final = TypeAdapter(list[LogView])
 _LABEL_NOISE: Final = TypeAdapter(list[LabelNoiseRecord])
 
 
 def submit(spec: JobSpec, key: str | None) -> Call[JobView]:
     """Submit a job."""
-    return Call("POST", _JOBS, JobView.model_validate_json, body=spec.model_dump_json().encode(), key=key or _new_key())
+    return Call("POST", _JOBS, JobView.model_validate_json, body=spec.model_dump_json().encode(), key=_key(key))
 
 
 def job(job_id: str) -> Call[JobView]:
@@ -44,16 +71,29 @@ def job(job_id: str) -> Call[JobView]:
     return Call("GET", _job(job_id), JobView.model_validate_json)
 
 
-def jobs(state: JobState | None, name: str | None, method: str | None, page: int) -> Pages[JobPage, JobView]:
+def jobs(
+    *, state: JobState | None, name: str | None, method: str | None, study: str | None, page: int
+) -> Pages[JobPage, JobView]:
     """Jobs, newest first."""
-    params: Params = {"state": state, "name": name, "method": method, "limit": page}
+    params: Params = {"state": state, "name": name, "method": method, "study": study, "limit": page}
     first = Call("GET", _JOBS, JobPage.model_validate_json, params=params)
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
 
-def cancel(job_id: str) -> Call[JobView]:
+def cancel(job_id: str, mode: CancelMode) -> Call[JobView]:
     """Ask a job to stop; to ask twice is to ask once."""
-    return Call("POST", _job(job_id, "cancel"), JobView.model_validate_json)
+    body = CancelRequest(mode=mode).model_dump_json().encode()
+    return Call("POST", _job(job_id, "cancel"), JobView.model_validate_json, body=body)
+
+
+def retry(job_id: str, key: str | None) -> Call[JobView]:
+    """Submit a job that has ended again."""
+    return Call("POST", _job(job_id, "retry"), JobView.model_validate_json, key=_key(key))
+
+
+def attempts(job_id: str) -> Call[list[AttemptView]]:
+    """All attempts of a job."""
+    return Call("GET", _job(job_id, "attempts"), lambda body: AttemptList.model_validate_json(body).items)
 
 
 def events(job_id: str, after: int) -> Pages[EventPage, EventView]:
@@ -65,6 +105,22 @@ def events(job_id: str, after: int) -> Pages[EventPage, EventView]:
 def event_stream(job_id: str, after: int) -> Stream[Happening]:
     """What happens to a job, until it has ended."""
     return Stream(_job(job_id, "events"), _happening, last_id=str(after) if after else None)
+
+
+def logs(job_id: str) -> Call[list[LogView]]:
+    """Logs of a job, of all attempts."""
+    return Call("GET", _job(job_id, "logs"), _LOGS.validate_json)
+
+
+def log_text(job_id: str, attempt: int, name: str, tail_lines: int | None) -> Call[str]:
+    """A log, or its last lines."""
+    path = _job(job_id, "logs", str(attempt), quote(name, safe=""))
+    return Call("GET", path, lambda body: body.decode(errors="replace"), params={"tail_lines": tail_lines})
+
+
+def log_stream(job_id: str, attempt: int | None, name: str) -> Stream[LogPiece]:
+    """A log as it grows."""
+    return Stream(_job(job_id, "logs"), _log_piece, params={"follow": "true", "attempt": attempt, "name": name})
 
 
 def metrics(job_id: str) -> Call[MetricsView]:
@@ -97,13 +153,98 @@ def examples(
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
 
 
-def _new_key() -> str:
+def create_study(study: StudySpec, key: str | None) -> Call[StudyView]:
+    """Create a study with all its jobs."""
+    return Call("POST", _STUDIES, StudyView.model_validate_json, body=study.model_dump_json().encode(), key=_key(key))
+
+
+def study(study_id: str) -> Call[StudyView]:
+    """A study with its jobs."""
+    return Call("GET", _study(study_id), StudyView.model_validate_json)
+
+
+def studies(page: int) -> Pages[StudyPage, StudySummary]:
+    """Studies, newest first."""
+    first = Call("GET", _STUDIES, StudyPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def cancel_study(study_id: str, mode: CancelMode) -> Call[StudyView]:
+    """Cancel all jobs of a study; to ask twice is to ask once."""
+    body = CancelRequest(mode=mode).model_dump_json().encode()
+    return Call("POST", _study(study_id, "cancel"), StudyView.model_validate_json, body=body)
+
+
+def comparison(study_id: str) -> Call[StudyComparison]:
+    """The points of a study, compared."""
+    return Call("GET", _study(study_id, "comparison"), StudyComparison.model_validate_json)
+
+
+def comparison_csv(study_id: str) -> Call[str]:
+    """The same as a table."""
+    return Call("GET", _study(study_id, "comparison"), bytes.decode, params={"format": "csv"})
+
+
+def create_token(name: str, role: Role, expires_in_s: int | None) -> Call[NewTokenView]:
+    """Make a token. To make two is not to make one: a lost answer is not asked for again."""
+    body = json.dumps({"name": name, "role": role, "expires_in_s": expires_in_s}).encode()
+    return Call("POST", _TOKENS, NewTokenView.model_validate_json, body=body, repeatable=False)
+
+
+def tokens(page: int) -> Pages[TokenPage, TokenView]:
+    """Tokens of the tenant, newest first."""
+    first = Call("GET", _TOKENS, TokenPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def revoke_token(token_id: str) -> Call[TokenView]:
+    """Make a token worthless."""
+    return Call("DELETE", f"{_TOKENS}/{quote(token_id, safe='')}", TokenView.model_validate_json)
+
+
+def create_webhook(url: str, states: Sequence[JobState] | None) -> Call[CreatedWebhook]:
+    """Register a webhook. To register two is not to register one: a lost answer is not asked for again."""
+    body = json.dumps({"url": url, **({} if states is None else {"states": list(states)})}).encode()
+    return Call("POST", _WEBHOOKS, CreatedWebhook.model_validate_json, body=body, repeatable=False)
+
+
+def webhooks() -> Call[list[WebhookView]]:
+    """Webhooks of the tenant."""
+    return Call("GET", _WEBHOOKS, lambda body: WebhookPage.model_validate_json(body).items)
+
+
+def delete_webhook(webhook_id: str) -> Call[None]:
+    """Delete a webhook."""
+    return Call("DELETE", _webhook(webhook_id), lambda _: None)
+
+
+def deliveries(webhook_id: str, page: int) -> Pages[DeliveryPage, DeliveryView]:
+    """What a webhook was told, newest first."""
+    path = _webhook(webhook_id, "deliveries")
+    first = Call("GET", path, DeliveryPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def whoami() -> Call[WhoamiView]:
+    """Whom the service takes us for."""
+    return Call("GET", f"{API}/whoami", WhoamiView.model_validate_json)
+
+
+def _key(given: str | None) -> str:
     """Names one request, so that the service knows it when it is sent again."""
-    return uuid.uuid4().hex
+    return given or uuid.uuid4().hex
 
 
 def _job(job_id: str, *below: str) -> str:
     return "/".join((_JOBS, quote(job_id, safe=""), *below))
+
+
+def _study(study_id: str, *below: str) -> str:
+    return "/".join((_STUDIES, quote(study_id, safe=""), *below))
+
+
+def _webhook(webhook_id: str, *below: str) -> str:
+    return "/".join((_WEBHOOKS, quote(webhook_id, safe=""), *below))
 
 
 def _more(name: str, cursor: str | int | None) -> Params | None:
@@ -119,3 +260,7 @@ def _happening(message: httpx_sse.ServerSentEvent) -> Happening | None:
         case "end":
             return JobView.model_validate_json(message.data)
     return None
+
+
+def _log_piece(message: httpx_sse.ServerSentEvent) -> LogPiece | None:
+    return LogPiece.model_validate_json(message.data) if message.event == "log" else None

@@ -5,19 +5,38 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Literal, Self, TypeVar
 
 import httpx
 import httpx_sse
 
+from service.access.roles import Role
 from service.client import routes
 from service.client.address import address, find_address
 from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
 from service.client.retry import Outcome, Patience, Retry
-from service.client.routes import Happening
+from service.client.routes import FIRST_RANK, Happening
+from service.jobs.records import CancelMode
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView, MetricsView
+from service.schemas import (
+    AttemptView,
+    CreatedWebhook,
+    DeliveryView,
+    EventView,
+    ExampleSort,
+    ExampleView,
+    JobView,
+    LogPiece,
+    LogView,
+    MetricsView,
+    NewTokenView,
+    TokenView,
+    WebhookView,
+    WhoamiView,
+)
+from service.studies.study_spec import StudySpec
+from service.study_schemas import StudyComparison, StudySummary, StudyView
 from trainer.run_schema import EvaluationReport, LabelNoiseRecord
 from trainer.spec import JobSpec
 
@@ -69,14 +88,23 @@ class Client:
         state: JobState | None = None,
         name: str | None = None,
         method: str | None = None,
+        study: str | None = None,
         page: int = 100,
     ) -> Iterator[JobView]:
-        """All jobs that match, newest first; asks for a page of this size at a time."""
-        return self._walk(routes.jobs(state, name, method, page))
+        """All jobs that match (`study`: by its id), newest first; asks for a page of this size at a time."""
+        return self._walk(routes.jobs(state=state, name=name, method=method, study=study, page=page))
 
-    def cancel(self, job_id: str) -> JobView:
-        """Ask a job to stop."""
-        return self._ask(routes.cancel(job_id))
+    def cancel(self, job_id: str, mode: CancelMode = "graceful") -> JobView:
+        """Ask a job to stop: after a last checkpoint, or with `now` at once and without."""
+        return self._ask(routes.cancel(job_id, mode))
+
+    def retry(self, job_id: str, idempotency_key: str | None = None) -> JobView:
+        """Submit a job that is FAILED or CANCELLED again: the new job goes on from its last checkpoint."""
+        return self._ask(routes.retry(job_id, idempotency_key))
+
+    def attempts(self, job_id: str) -> list[AttemptView]:
+        """All attempts of a job, the first one first: when each began and ended, and why."""
+        return self._ask(routes.attempts(job_id))
 
     def events(self, job_id: str, after: int = 0) -> Iterator[EventView]:
         """What happened to a job so far."""
@@ -85,6 +113,21 @@ class Client:
     def follow(self, job_id: str, after: int = 0) -> Iterator[Happening]:
         """What happens to a job, until it has ended. Goes on where it was cut off when the service comes back."""
         return self._follow(routes.event_stream(job_id, after))
+
+    def logs(self, job_id: str) -> list[LogView]:
+        """Logs of a job: each rank's and the driver's, of all attempts."""
+        return self._ask(routes.logs(job_id))
+
+    def log_text(self, job_id: str, attempt: int, name: str = FIRST_RANK, *, tail_lines: int | None = None) -> str:
+        """What a rank (`rank_0000`, …) or the `driver` wrote in an attempt so far, or the last lines of it."""
+        return self._ask(routes.log_text(job_id, attempt, name, tail_lines))
+
+    def follow_log(self, job_id: str, name: str = FIRST_RANK, *, attempt: int | None = None) -> Iterator[LogPiece]:
+        """A log as it grows, from the beginning of an attempt (by default the newest) until the job has ended.
+
+        Goes on with the next attempt's; survives a restart of the service without losing or repeating a byte.
+        """
+        return self._follow(routes.log_stream(job_id, attempt, name))
 
     def metrics(self, job_id: str) -> MetricsView:
         """All metrics, each a series by step."""
@@ -112,6 +155,68 @@ class Client:
         return self._walk(
             routes.examples(job_id, sort=sort, order=order, epoch=epoch, given_label=given_label, page=page)
         )
+
+    def create_study(self, study: StudySpec, idempotency_key: str | None = None) -> StudyView:
+        """Create a study with all its jobs. With the key of a study of yours, it is that study again."""
+        return self._ask(routes.create_study(study, idempotency_key))
+
+    def study(self, study_id: str) -> StudyView:
+        """A study with its jobs."""
+        return self._ask(routes.study(study_id))
+
+    def studies(self, *, page: int = 100) -> Iterator[StudySummary]:
+        """All studies, newest first; asks for a page of this size at a time."""
+        return self._walk(routes.studies(page))
+
+    def cancel_study(self, study_id: str, mode: CancelMode = "graceful") -> StudyView:
+        """Ask all jobs of a study to stop: after a last checkpoint each, or with `now` at once and without."""
+        return self._ask(routes.cancel_study(study_id, mode))
+
+    def comparison(self, study_id: str) -> StudyComparison:
+        """The points of a study, compared: spread over their seeds, and the best one for each method."""
+        return self._ask(routes.comparison(study_id))
+
+    def comparison_csv(self, study_id: str) -> str:
+        """The same as CSV: a row for each point."""
+        return self._ask(routes.comparison_csv(study_id))
+
+    def create_token(self, name: str, role: Role, *, expires_in_s: int | None) -> NewTokenView:
+        """Make a token of our tenant, as an admin of it; `expires_in_s=None`: good until it is revoked.
+
+        The answer holds the token, and nothing shows it again: if it is lost on the way, revoke that token by its id.
+        """
+        return self._ask(routes.create_token(name, role, expires_in_s))
+
+    def tokens(self, *, page: int = 100) -> Iterator[TokenView]:
+        """All tokens of our tenant, newest first, with those that are good no longer."""
+        return self._walk(routes.tokens(page))
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        """Make a token worthless, at once and for ever."""
+        return self._ask(routes.revoke_token(token_id))
+
+    def whoami(self) -> WhoamiView:
+        """Whom the service takes us for."""
+        return self._ask(routes.whoami())
+
+    def create_webhook(self, url: str, states: Sequence[JobState] | None = None) -> CreatedWebhook:
+        """Have an address told when a job of our tenant comes into one of these states, by default when it has ended.
+
+        The answer holds the secret that verifies what is sent; nothing shows it again.
+        """
+        return self._ask(routes.create_webhook(url, states))
+
+    def webhooks(self) -> list[WebhookView]:
+        """All webhooks of our tenant, newest first."""
+        return self._ask(routes.webhooks())
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Tell a webhook nothing more, not even what it has not heard yet."""
+        return self._ask(routes.delete_webhook(webhook_id))
+
+    def deliveries(self, webhook_id: str, *, page: int = 100) -> Iterator[DeliveryView]:
+        """What a webhook was told, newest first, and how that went; asks for a page of this size at a time."""
+        return self._walk(routes.deliveries(webhook_id, page))
 
     def _ask(self, call: Call[_Answer]) -> _Answer:
         patience = Patience.with_request(self._retry)

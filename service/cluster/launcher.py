@@ -42,6 +42,8 @@ class DriverStatus:
 
     phase: Phase
     message: str | None = None
+    is_out_of_memory: bool = False
+    """Of a driver that was KILLED: whether the cluster did it because the machine ran out of memory."""
 
 
 @dataclass(frozen=True)
@@ -76,4 +78,12 @@ class Launcher(Protocol):
 
     def close(self) -> None:
         """Let go of connections; what runs goes on."""
+        ...
+
+
+class CommandLauncher(Launcher, Protocol):
+    """A Launcher that also runs drivers which have no attempt yet."""
+
+    def start(self, submission_id: str, argv: Sequence[str]) -> None:
+        """Run a command of ours as a driver. Asked twice with one id, it runs once; raises as `submit` does."""
         ...

@@ -60,9 +60,13 @@ _OWN_ERRORS = frozenset(
 """Failures of the driver itself. All others are the cluster's: the supervisor died, was not scheduled, …"""
 
 
-def command(python: Path, run_dir: Path) -> str:
-    """The driver's command line. Ray gives it to a shell: it holds nothing but two paths of ours, quoted."""
-    return shlex.join([str(python), "-m", "trainer.ray_entry", str(run_dir)])
+OOM_WORDS = ("low on memory", "OutOfMemory", "(OOM)")
+"""What Ray says where its memory monitor ended a process."""
+
+
+def command(python: Path, run_dir: Path) -> list[str]:
+    """The driver's command line: nothing but two paths of ours."""
+    return [str(python), "-m", "trainer.ray_entry", str(run_dir)]
 
 
 class RayLauncher:
@@ -84,8 +88,12 @@ class RayLauncher:
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
         """Start the driver of the attempt in `run_dir`, unless it was started before."""
+        self.start(submission_id, command(self._python, run_dir))
+
+    def start(self, submission_id: str, argv: Sequence[str]) -> None:
+        """Run a command of ours as a driver, unless it was started before. Ray gives it to a shell, so it is quoted."""
         job: dict[str, str | int] = {
-            "entrypoint": command(self._python, run_dir),
+            "entrypoint": shlex.join(argv),
             "submission_id": submission_id,
             "entrypoint_num_cpus": 0,
         }
@@ -104,7 +112,7 @@ class RayLauncher:
             return DriverStatus(Phase.LOST, "Ray does not know the attempt: its head was restarted.")
         info = _parsed(_JobInfo, response)
         if info.status == "FAILED" and _was_killed(info):
-            return DriverStatus(Phase.KILLED, info.message)
+            return DriverStatus(Phase.KILLED, info.message, is_out_of_memory=_was_out_of_memory(info))
         return DriverStatus(Phase(info.status), info.message)
 
     def stop(self, submission_id: str) -> None:
@@ -138,6 +146,11 @@ def _was_killed(info: _JobInfo) -> bool:
     if info.error_type is not None and info.error_type not in _OWN_ERRORS:
         return True
     return info.driver_exit_code is not None and (info.driver_exit_code < 0 or info.driver_exit_code > 128)
+
+
+def _was_out_of_memory(info: _JobInfo) -> bool:
+    """Whether it was Ray's memory monitor that ended the driver, or what watches it."""
+    return any(words in (info.message or "") for words in OOM_WORDS)
 
 
 def _shortened(text: str) -> str:

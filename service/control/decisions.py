@@ -191,7 +191,8 @@ def _left(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, polic
             return _again_or_failed(job, Reason.HEAD_LOST, message, now, policy)
         case Phase.KILLED:
             message = last_lines(driver.message or "The driver was killed.")
-            return _again_or_failed(job, Reason.DRIVER_LOST, message, now, policy)
+            reason = Reason.OUT_OF_MEMORY if driver.is_out_of_memory else Reason.DRIVER_LOST
+            return _again_or_failed(job, reason, message, now, policy)
         case Phase.FAILED:
             return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, last_lines(driver.message or "The driver failed."))
         case Phase.STOPPED:

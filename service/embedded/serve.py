@@ -66,6 +66,8 @@ class ServeOptions:
     """Port of the API; None: 8900, or any free one if that is taken."""
     num_cpus: int | None = None
     """CPUs that Ray shares out; None: as many as the machine has."""
+    warm: bool = True
+    """Whether workers are kept ready for the next job."""
 
 
 @dataclass
@@ -335,6 +337,7 @@ def _settings(options: ServeOptions, addresses: ServerAddresses, ray_token: Secr
         ray_address=addresses.ray_url,
         ray_token=ray_token,
         mlflow_uri=addresses.mlflow_url,
+        warm_workers=options.warm,
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
-
-from sqlalchemy import RowMapping
+from typing import TYPE_CHECKING, Literal
 
 from service.jobs.states import JobState, Reason
 from trainer.run_schema import EpochSummary, Progress
 from trainer.spec import JobSpec, ResourcesSpec
+
+if TYPE_CHECKING:  # jobs/ is pure, and the client, which reads its states, is light
+    from sqlalchemy import RowMapping
 
 CancelMode = Literal["graceful", "now"]
 """`graceful`: after a last checkpoint; `now`: at once, without."""

@@ -31,6 +31,7 @@ class Known:
     """What is there on the service, so that requests meet something."""
 
     job: str
+    study: str
     manifest: Path
 
 
@@ -44,7 +45,12 @@ def run_schemathesis(url: str, known: Known, folder: Path, *, num_examples: int,
         *("--report", "json", "--report-json-path", str(report)),
         *(("-H", f"Authorization: Bearer {token}") if token else ()),
     ]
-    env = os.environ | {"API_JOB": known.job, "API_MANIFEST": str(known.manifest), "NO_PROXY": "*"}
+    env = os.environ | {
+        "API_JOB": known.job,
+        "API_STUDY": known.study,
+        "API_MANIFEST": str(known.manifest),
+        "NO_PROXY": "*",
+    }
     done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     told = done.stdout + done.stderr
     assert report.exists(), told

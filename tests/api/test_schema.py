@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from sample_data import build_digits
-from service_stand_ins import RunningService, SubprocessLauncher, running_service
+from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from tests.api.schema_run import Known, run_schemathesis
 from tests.training import context_for, digits_spec, noisy_digits, train_alone
@@ -34,7 +34,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningS
             train_alone(context_for(digits_spec(noisy_digits(folder / "noisy")), trained))
             shutil.copytree(trained, attempt, dirs_exist_ok=True)
             assert running.client.get(f"/api/v1/jobs/{job['id']}/examples").json()["total"] > 0
-            yield running, Known(job["id"], manifest)
+            body = {"name": "study", "base": spec_json(manifest), "grid": {"seed": [0, 1]}}
+            study = running.client.post("/api/v1/studies", json=body).json()
+            yield running, Known(job["id"], study["id"], manifest)
     finally:
         launcher.lose_everything()
 

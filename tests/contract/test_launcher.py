@@ -13,15 +13,22 @@ import pytest
 from pydantic import SecretStr
 from service_stand_ins import STAND_IN_PYTHON, SubprocessLauncher
 
-from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, Phase
+from service.cluster.launcher import CommandLauncher, DriverStatus, Launcher, LauncherUnavailableError, Phase
 from service.cluster.ray_launcher import RayLauncher
+from service.cluster.spares import Spares
+from service.cluster.warm_launcher import WarmLauncher
 from service.embedded.local_servers import LocalServer
+from trainer.run_schema import AttemptContext
 
 RUNS = {Phase.PENDING, Phase.RUNNING}
 
 
-@pytest.fixture(params=["subprocess", pytest.param("ray", marks=pytest.mark.slow)])
-def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["subprocess", pytest.param("ray", marks=SLOW)])
+def cluster(request: pytest.FixtureRequest) -> Iterator[CommandLauncher]:
+    """Launchers that start a driver for each attempt."""
     if request.param == "subprocess":
         local = SubprocessLauncher()
         yield local
@@ -33,13 +40,28 @@ def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
     remote.close()
 
 
+@pytest.fixture(params=["cold", "warm"])
+def launcher(request: pytest.FixtureRequest, cluster: CommandLauncher, tmp_path: Path) -> Iterator[Launcher]:
+    """Each of them alone, and with a spare that the test's attempt is handed to."""
+    if request.param == "cold":
+        yield cluster
+        return
+    warm = WarmLauncher(cluster, STAND_IN_PYTHON, Spares(tmp_path / "spares"))
+    warm.keep_once()
+    [spare] = Spares(tmp_path / "spares").waiting()
+    wait_until(warm, spare.id, {Phase.RUNNING})
+    yield warm
+    for waiting in Spares(tmp_path / "spares").waiting():
+        Spares(tmp_path / "spares").hand_over(waiting.id, None)
+
+
 def prepared(tmp_path: Path, behaviour: str) -> tuple[str, Path]:
     """A submission id of its own, and the folder of an attempt that nobody listens to."""
     folder = tmp_path / "attempt 1"
     folder.mkdir()
-    spec = {"name": behaviour, "schedule": {"epochs": 1}}
-    context = {"job_id": "job", "attempt": 1, "spec": spec, "resume_dirs": [], "heartbeat_url": None}
-    (folder / "attempt.json").write_text(json.dumps(context))
+    spec = {"name": behaviour, "data": {"manifest": "/m"}, "schedule": {"epochs": 1}}
+    context = {"job_id": "job", "attempt": 1, "spec": spec, "run_dir": str(folder)}
+    (folder / "attempt.json").write_text(AttemptContext.model_validate(context).model_dump_json())
     return f"job-{tmp_path.name}-a1", folder
 
 

@@ -10,13 +10,12 @@ from service.control.failpoints import Failpoint
 
 RAY_VICTIMS = {
     "driver": "trainer.ray_entry",
-    "worker": "RayTrainWorker",
-    "controller": "TrainController",
+    "worker": "ray::Rank",
     "gcs": "gcs_server",
     "dashboard": "dashboard/dashboard.py",
     "raylet": "raylet/raylet",
 }
-"""Processes of Ray that are killed, and what is in the command line of each."""
+"""Processes of Ray that are killed, and what is in each one's command line. Ray Train's controller is in the driver."""
 
 STARTING_S = 25.0
 """A kill while the job starts comes within this time of its submission."""
@@ -83,6 +82,6 @@ def _kill(victim: str, rng: random.Random) -> Kill:
     if victim not in RAY_VICTIMS:
         often = victim.startswith("heartbeat")
         return Kill(victim, "passing", passing=rng.randint(1, 5) if often else 1)
-    if victim in {"worker", "controller"} or rng.random() < 0.6:
+    if victim == "worker" or rng.random() < 0.6:
         return Kill(victim, "running", after_epoch=rng.randint(0, 2))
     return Kill(victim, "starting", after_s=rng.uniform(0, STARTING_S))

@@ -22,7 +22,7 @@ END_S = 420
 """A job that has not ended by then, after all kills, is taken for one that never will."""
 LEFT_S = 60
 """Seconds that a dead attempt's processes have to go."""
-TENANT_JOBS = ("trainer.ray_entry", "RayTrainWorker", "TrainController")
+TENANT_JOBS = ("trainer.ray_entry", "ray::Rank")
 
 
 @dataclass

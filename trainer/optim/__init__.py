@@ -6,7 +6,7 @@ import math
 from typing import TypedDict, assert_never
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from trainer.method_spec import (
     AdamWSpec,
@@ -25,6 +25,7 @@ from trainer.optim.looksam import LookSAM
 from trainer.optim.msam import MSAM
 from trainer.optim.sam import ASAM, SAM
 from trainer.optim.skipping import SkippingOptimizer
+from trainer.optim.uncompiled import SGD, AdamW
 
 
 def build_optimizer(method: MethodSpec, model: nn.Module, *, num_examples: int, seed: int) -> Optimizer:

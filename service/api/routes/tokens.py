@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from service.access.roles import Role
-from service.access.tokens import TokenRecord
+from service.access.tokens import TokenRecord, bearer_id
 from service.api.auth import InPrincipal, require
 from service.api.context import InContext
 from service.api.errors import ProblemError, problems
@@ -51,13 +51,15 @@ def list_tokens(
     return TokenPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
 
 
-@router.delete("/tokens/{token_id}", dependencies=[require(Role.ADMIN)], responses=problems(404), summary="Revoke")
+@router.delete("/tokens/{token_id}", dependencies=[require(Role.ADMIN)], responses=problems(404, 409), summary="Revoke")
 def revoke_token(
     token_id: Annotated[str, Path(description="Id of the token, which is not the token itself.")],
     context: InContext,
     principal: InPrincipal,
 ) -> TokenView:
-    """Make a token worthless at once and for ever. To repeat it is fine."""
+    """Make a token worthless at once and for ever; not the one that asks. To repeat it is fine."""
+    if principal.id == bearer_id(token_id):
+        raise ProblemError(HTTPStatus.CONFLICT, "This token cannot revoke itself; make another one, and use that.")
     now = datetime.now(UTC)
     record = context.tokens.revoke(token_id, now, principal.tenant) if is_id(token_id) else None
     if record is None:

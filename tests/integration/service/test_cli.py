@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Hush
 from service_stand_ins import RunningService, spec_json
-from typer.testing import CliRunner
 
-from service.cli import app
 from service.client import Client
 from service.jobs.states import JobState
 from service.schemas import JobView
@@ -40,7 +39,7 @@ def ended(client: Client, job_id: str) -> JobView:
 class TestCommands:
     @pytest.fixture
     def hush(self, service: RunningService) -> Hush:
-        return Hush(service)
+        return Hush(service.url, service.token)
 
     def test_submit_and_follow(self, hush: Hush, manifest: Path, tmp_path: Path) -> None:
         path = tmp_path / "job.yaml"
@@ -74,6 +73,30 @@ class TestCommands:
         assert ended(client, job.id).state is JobState.CANCELLED
         assert hush("events", "waits", "--follow")[0] == 1
 
+    def test_cancel_now(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "deaf"))
+        assert json.loads(hush("cancel", "deaf", "--now", "--json")[1])["cancel_mode"] in {"now", "graceful"}
+        assert ended(client, job.id).state is JobState.CANCELLED
+
+    def test_retry(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "breaks"))
+        assert hush("retry", job.id)[0] == 2, "it has not ended"
+        ended(client, job.id)
+        assert json.loads(hush("retry", "breaks", "--json")[1])["retry_of"] == job.id
+        assert hush("retry", job.id, "--follow")[0] == 1, "it fails again"
+
+    def test_jobs_of_a_method(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "waits"))
+        assert [found["id"] for found in json.loads(hush("jobs", "--method", "ivon", "--json")[1])] == [job.id]
+        assert json.loads(hush("jobs", "--method", "sam", "--json")[1]) == []
+
+    def test_without_a_token(self, service: RunningService) -> None:
+        for token in (None, "hush_" + "x" * 43):
+            code, out, err = Hush(service.url, token)("jobs")
+            assert (code, out) == (2, "")
+            assert "HUSH_TOKEN must hold a token" in err
+        assert err.count("\n") == 2
+
 
 def test_ctrl_c_while_following_only_detaches(service: RunningService, client: Client, manifest: Path) -> None:
     job = client.submit(spec(manifest, "waits"))
@@ -91,15 +114,3 @@ def test_ctrl_c_while_following_only_detaches(service: RunningService, client: C
     assert client.job(job.id).state is JobState.RUNNING
     client.cancel(job.id)
     assert ended(client, job.id).state is JobState.CANCELLED
-
-
-class Hush:
-    """The command line, pointed at a service."""
-
-    def __init__(self, service: RunningService) -> None:
-        self._env = {"HUSH_URL": service.url, "HUSH_TOKEN": service.token, "COLUMNS": "160"}
-
-    def __call__(self, *argv: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(app, list(argv), env=self._env)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.stdout, result.stderr

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from awaited_client import AwaitedClient
+from awaited_client import NOT_PATIENT, AnyClient, Connect
 from faulty_proxy import Fault, FaultyProxy
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from service.client import (
-    Client,
     ConflictError,
     InvalidRequestError,
     NotFoundError,
@@ -30,31 +29,6 @@ from service.jobs.states import JobState
 from service.schemas import EventView, JobView
 from trainer.run_schema import Progress
 from trainer.spec import JobSpec
-
-QUICK = Retry(max_s=20, first_wait_s=0.01, max_wait_s=0.1)
-NOT_PATIENT = Retry(max_s=0)
-
-AnyClient = Client | AwaitedClient
-Connect = Callable[..., AnyClient]
-
-
-@pytest.fixture(params=[Client, AwaitedClient], ids=["sync", "async"])
-def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
-    """Makes clients, and closes them."""
-    made: list[AnyClient] = []
-
-    def connect(url: str, token: str | None = None, *, retry: Retry = QUICK) -> AnyClient:
-        made.append(request.param(url, token, retry=retry))
-        return made[-1]
-
-    yield connect
-    for client in made:
-        client.close()
-
-
-@pytest.fixture
-def client(service: RunningService, connect: Connect) -> AnyClient:
-    return connect(service.url, service.token)
 
 
 def spec(manifest: Path, name: str = "completes") -> JobSpec:
@@ -111,6 +85,28 @@ def test_refusals_carry_the_problem(client: AnyClient, manifest: Path, tmp_path:
     assert refused.value.problem.status == 422
     with pytest.raises(NotFoundError):
         list(client.follow("0" * 26))
+
+
+def test_a_job_is_stopped_at_once(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "deaf"))
+    running = (e for e in client.follow(job.id) if isinstance(e, EventView) and e.state is JobState.RUNNING)
+    assert next(running)
+    assert client.cancel(job.id).cancel_mode == "graceful"
+    assert client.cancel(job.id, "now").cancel_mode == "now"
+    assert ended(client, job.id).state is JobState.CANCELLED
+    [attempt] = client.attempts(job.id)
+    assert (attempt.number, attempt.ended_at is not None) == (1, True)
+
+
+def test_a_job_is_retried_once_for_each_key(client: AnyClient, manifest: Path) -> None:
+    job = client.submit(spec(manifest, "breaks"))
+    with pytest.raises(ConflictError):
+        client.retry(client.submit(spec(manifest, "waits")).id)
+    assert ended(client, job.id).state is JobState.FAILED
+    retried = client.retry(job.id, "k")
+    assert (retried.retry_of, retried.spec) == (job.id, job.spec)
+    assert client.retry(job.id, "k").id == retried.id
+    assert client.retry(job.id).id != retried.id
 
 
 FAILING: list[Fault] = ["503", "no answer", "429", "502", "answer lost", "cut", "none"]

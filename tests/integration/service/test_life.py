@@ -7,7 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from service_stand_ins import RunningService, SubprocessLauncher, running_service
+from marked_processes import wait_until
+from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from service.cluster.launcher import Node
 
@@ -45,6 +46,7 @@ def test_the_driver_gets_two_paths_and_a_private_file(service: RunningService, m
     ("behaviour", "reason", "words"),
     [
         ("breaks", "attempt_failed", "RuntimeError: the loss is not finite at step 3"),
+        ("diverges", "non_finite_loss", "rank 1: the loss is nan\nTraceback (most recent call last):"),
         ("no-result", "result_missing", "without writing result.json"),
         ("torn", "result_missing", "model.pt is damaged"),
     ],
@@ -76,6 +78,72 @@ def test_too_many_failures_end_the_job(service: RunningService, manifest: Path) 
     done = service.wait_for(job["id"], "SUCCEEDED", "FAILED")
     assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "driver_lost", 2)
     assert "max_failures is 1" in done["message"]
+
+
+def test_an_attempt_whose_rank_was_lost_is_followed_by_another(service: RunningService, manifest: Path) -> None:
+    job = service.submit(manifest, name="loses-a-rank")
+    done = service.wait_for(job["id"], "SUCCEEDED", "FAILED")
+    assert (done["state"], done["attempt"], done["num_failures"]) == ("SUCCEEDED", 2, 1)
+    first, second = service.client.get(done["links"]["attempts"]).json()["items"]
+    assert (first["number"], first["reason"], second["reason"]) == (1, "worker_lost", "result_complete")
+    assert "rank 1: rank 1 was killed" in first["message"]
+    assert first["created_at"] <= first["submitted_at"] <= first["heartbeat_at"] <= first["ended_at"]
+    assert first["ended_at"] <= second["submitted_at"] <= second["ended_at"]
+
+
+def test_a_driver_that_falls_silent_is_given_up(tmp_path: Path, manifest: Path, launcher: SubprocessLauncher) -> None:
+    roots = (manifest.parent.parent,)
+    with running_service(tmp_path / "home", launcher, allowed_roots=roots, lost_after_s=0.5) as service:
+        job = service.submit(manifest, name="hangs", fault_tolerance={"max_failures": 1})
+        done = service.wait_for(job["id"], "SUCCEEDED", "FAILED")
+        assert (done["state"], done["reason"], done["attempt"]) == ("FAILED", "heartbeat_lost", 2)
+        attempts = service.client.get(done["links"]["attempts"]).json()["items"]
+        assert [attempt["reason"] for attempt in attempts] == ["heartbeat_lost", "heartbeat_lost"]
+        wait_until(lambda: launcher.num_running() == 0, "the silent drivers have ended")
+
+
+def test_a_job_that_is_late_is_stopped(service: RunningService, manifest: Path) -> None:
+    late = service.submit(manifest, name="waits", scheduling={"deadline_s": 2})
+    service.wait_for(late["id"], "RUNNING")
+    done = service.wait_for(late["id"], "SUCCEEDED", "FAILED", "CANCELLED")
+    assert (done["state"], done["reason"]) == ("FAILED", "deadline")
+    assert states(service, late["id"]) == ["QUEUED", "STARTING", "RUNNING", "CANCELLING", "FAILED"]
+
+
+def test_a_job_that_waits_past_its_deadline_fails(
+    service: RunningService, manifest: Path, launcher: SubprocessLauncher
+) -> None:
+    launcher.answers = False
+    late = service.submit(manifest, scheduling={"deadline_s": 0.2})
+    done = service.wait_for(late["id"], "FAILED")
+    assert done["reason"] == "deadline"
+    assert done["deadline_at"] <= done["ended_at"]
+    assert states(service, late["id"]) == ["QUEUED", "FAILED"]
+
+
+def test_priority_goes_before_age(service: RunningService, manifest: Path) -> None:
+    first = service.submit(manifest, name="waits", resources={"num_workers": 2})
+    service.wait_for(first["id"], "RUNNING")
+    small = service.submit(manifest, resources={"num_workers": 2})
+    urgent = service.submit(manifest, resources={"num_workers": 2}, scheduling={"priority": 5})
+    service.client.post(f"/api/v1/jobs/{first['id']}/cancel")
+    done = [service.wait_for(job["id"], "SUCCEEDED") for job in (small, urgent)]
+    assert done[1]["priority"] == 5
+    assert done[1]["started_at"] < done[0]["started_at"]
+
+
+def test_a_tenants_limit_keeps_nobody_else_waiting(
+    tmp_path: Path, manifest: Path, launcher: SubprocessLauncher
+) -> None:
+    launcher.machines = (Node(4, 0),)
+    settings = {"allowed_roots": (manifest.parent.parent,), "max_running_jobs_per_tenant": 1}
+    with running_service(tmp_path / "home", launcher, **settings) as service:
+        first, second = (service.submit(manifest, name="waits") for _ in range(2))
+        service.wait_for(first["id"], "RUNNING")
+        with service.client_of(service.new_token(tenant="other")) as other:
+            theirs = other.post("/api/v1/jobs", json=spec_json(manifest)).json()
+            wait_until(lambda: other.get(theirs["links"]["self"]).json()["state"] == "SUCCEEDED", "theirs has ended")
+        assert service.client.get(f"/api/v1/jobs/{second['id']}").json()["state"] == "QUEUED"
 
 
 def test_a_job_that_never_fits_is_told_so(service: RunningService, manifest: Path) -> None:
@@ -117,6 +185,57 @@ def test_a_driver_that_ignores_the_stop_is_ended(tmp_path: Path, manifest: Path,
         service.client.post(f"/api/v1/jobs/{job['id']}/cancel")
         service.wait_for(job["id"], "CANCELLED")
         assert launcher.num_running() == 0
+
+
+def test_cancel_now_does_not_wait_for_the_attempt(tmp_path: Path, manifest: Path, launcher: SubprocessLauncher) -> None:
+    roots = (manifest.parent.parent,)
+    with running_service(tmp_path / "home", launcher, allowed_roots=roots, cancel_grace_s=600) as service:
+        job = service.submit(manifest, name="deaf")
+        service.wait_for(job["id"], "RUNNING")
+        url = f"/api/v1/jobs/{job['id']}/cancel"
+        assert service.client.post(url, json={"mode": "graceful"}).json()["cancel_mode"] == "graceful"
+        hurried = service.client.post(url, json={"mode": "now"}).json()
+        assert (hurried["state"], hurried["cancel_mode"]) == ("CANCELLING", "now")
+        assert service.client.post(url).json()["cancel_mode"] == "now"
+        service.wait_for(job["id"], "CANCELLED")
+        assert launcher.num_running() == 0
+        assert not (service.settings.storage_dir / "jobs" / job["id"] / "attempt-1" / "result.json").exists()
+
+
+@pytest.mark.parametrize("body", [{"mode": "later"}, {"when": "now"}, [], "now"])
+def test_a_cancel_that_cannot_be_read(service: RunningService, manifest: Path, body: object) -> None:
+    job = service.submit(manifest, name="waits")
+    answer = service.client.post(f"/api/v1/jobs/{job['id']}/cancel", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"]
+    assert service.client.post(f"/api/v1/jobs/{job['id']}/cancel", json=None).status_code == 202
+
+
+def test_a_failed_job_is_retried_by_a_new_one(service: RunningService, manifest: Path) -> None:
+    job = service.submit(manifest, name="waits-once", fault_tolerance={"max_failures": 0})
+    service.wait_for(job["id"], "RUNNING")
+    assert service.client.post(f"/api/v1/jobs/{job['id']}/retry").status_code == 409
+    service.client.post(f"/api/v1/jobs/{job['id']}/cancel", json={"mode": "now"})
+    service.wait_for(job["id"], "CANCELLED")
+    key = {"Idempotency-Key": "again"}
+    answers = [service.client.post(f"/api/v1/jobs/{job['id']}/retry", headers=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    retried = answers[0].json()
+    assert retried["id"] == answers[1].json()["id"] != job["id"]
+    assert answers[0].headers["location"] == retried["links"]["self"]
+    assert (retried["retry_of"], retried["reason"], retried["attempt"]) == (job["id"], "retried", 1)
+    assert retried["spec"] == job["spec"]
+    other = service.submit(manifest)
+    clash = service.client.post("/api/v1/jobs", json=spec_json(manifest), headers=key)
+    assert clash.status_code == 409
+    service.wait_for(retried["id"], "RUNNING")
+    folders = service.settings.storage_dir / "jobs"
+    seen = json.loads((folders / retried["id"] / "attempt-1" / "seen.json").read_text())
+    assert seen["resume_dirs"] == [str(folders / job["id"] / "attempt-1")]
+    assert service.client.get(f"/api/v1/jobs/{job['id']}").json()["state"] == "CANCELLED"
+    service.wait_for(other["id"], "SUCCEEDED")
+    assert service.client.post(f"/api/v1/jobs/{other['id']}/retry").status_code == 409
+    assert service.client.post(f"/api/v1/jobs/{'0' * 26}/retry").status_code == 404
 
 
 def test_cancel_while_queued(service: RunningService, manifest: Path, launcher: SubprocessLauncher) -> None:

@@ -57,7 +57,7 @@ def finished_epochs(run_dir: Path) -> list[int]:
 def ranks_of(driver_pid: int) -> list[psutil.Process]:
     def is_rank(process: psutil.Process) -> bool:
         try:
-            return "RayTrainWorker" in " ".join(process.cmdline())
+            return "ray::Rank" in " ".join(process.cmdline())
         except psutil.Error:
             return False
 

@@ -11,7 +11,7 @@ from sample_data import build_digits
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.cli.spec_file import read_job
+from service.cli.spec_file import read_job, read_study
 
 SPEC = """
 name: digits
@@ -46,7 +46,23 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["serve", "submit", "jobs", "show", "events", "cancel", "examples", "demo", "data", "data build"]
+    "command",
+    [
+        "serve",
+        "submit",
+        "jobs",
+        "show",
+        "events",
+        "cancel",
+        "examples",
+        "demo",
+        "data",
+        "data build",
+        "logs",
+        "study",
+        "study create",
+        "study show",
+    ],
 )
 def test_every_command_teaches(command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
@@ -126,3 +142,37 @@ def test_a_service_that_others_reach_needs_a_token(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert "nobody has a token" in err
     assert "hush token create" in err
+
+
+STUDY = """
+name: rho
+base: {data: {manifest: shards/manifest.json, batch_size: 8}, model: {weights: best.pt}, schedule: {epochs: 3}}
+grid: {data.manifest: [shards/manifest.json, s3://bucket/manifest.json], model: [{weights: none}, {weights: best.pt}]}
+points: [{data: {manifest: other/manifest.json}}, {model.weights: imagenet}]
+"""
+
+
+def test_paths_of_a_study_are_seen_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = str(tmp_path)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    study = read_study(path, ["base.schedule.epochs=5", "seeds=[1, 2]"])
+    assert study.base["data"] == {"manifest": f"{here}/shards/manifest.json", "batch_size": 8}
+    assert study.base["model"] == {"weights": f"{here}/best.pt"}
+    assert study.base["schedule"] == {"epochs": 5}
+    assert study.grid == {
+        "data.manifest": (f"{here}/shards/manifest.json", "s3://bucket/manifest.json"),
+        "model": ({"weights": "none"}, {"weights": f"{here}/best.pt"}),
+    }
+    assert study.points == ({"data": {"manifest": f"{here}/other/manifest.json"}}, {"model.weights": "imagenet"})
+    assert study.seeds == (1, 2)
+
+
+def test_a_bad_study_is_a_line_a_field(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: rho\nbase: {}\nseeds: [-1]\nearly: yes\n")
+    code, out, err = run("study", "create", str(path))
+    assert (code, out) == (2, "")
+    assert f"hush: {path}: seeds.0 = -1: must be greater than or equal to 0" in err
+    assert f"hush: {path}: early = True: is no field here; allowed are api_version, name, base" in err

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -127,7 +129,15 @@ def test_a_part_that_was_null_is_made() -> None:
             {"grid": {"method.rho": [0, -1], "seed": [0, 1]}},
             ["method.rho = -1: must be greater than or equal to 0 (job 2: method.rho=-1, seed=0 and 1 more)"],
         ),
-        ({"points": [{"method.k": 3}]}, ["method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho (job 0: method.k=3)"]),  # noqa: E501 (a message in one piece)
+        (
+            {"points": [{"method.k": 3}]},
+            [
+                (
+                    "method.k = 3: is no field here; allowed are kind, lr, momentum, weight_decay, nesterov, rho"
+                    " (job 0: method.k=3)"
+                ),
+            ],
+        ),
         ({"points": [{"seed.x": 1}]}, ["seed = {'x': 1}: must be a valid integer (job 0: seed.x=1)"]),
         ({"points": [{"name": "x"}]}, ["points.0.name: may not be set: jobs are named after the study"]),
         ({"grid": {"seed": [1]}, "seeds": [1]}, ["grid.seed: may not be set beside `seeds`"]),
@@ -142,8 +152,8 @@ def test_a_part_that_was_null_is_made() -> None:
             ["grid: makes 1,100 jobs in all; a study has at most 1,000"],
         ),
         (
-            {"early_stop": {"grace_epochs": 10}},
-            ["early_stop.grace_epochs = 10: must be less than 10, the epochs of the longest job, for any to be stopped"],
+            {"early_stop": {"grace_epochs": 9}, "grid": {"schedule.epochs": [8, 9]}},
+            ["early_stop.grace_epochs = 9: must be less than 9, the epochs of the longest job, for any to be stopped"],
         ),
         (
             {"early_stop": {}, "grid": {"data.manifest": ["/m", "/n"]}},
@@ -191,3 +201,11 @@ def test_no_more_than_twenty_mistakes_are_told() -> None:
 def test_what_is_no_study(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         study(**changes)
+
+
+def test_the_example_is_a_study() -> None:
+    content = yaml.safe_load((Path(__file__).parents[4] / "examples/digits-study.yaml").read_text())
+    jobs = expand(StudySpec.model_validate(content))
+    assert len(jobs) == 27
+    kinds = [(job.spec.method.kind, job.spec.target.kind) for job in jobs[::3]]
+    assert kinds == [("sam", "hard")] * 4 + [("sgd", "smoothed")] * 4 + [("ivon", "hard")]

@@ -1,0 +1,134 @@
+"""Spares on disk: drivers that wait for an attempt, what each was handed, and which attempt is to run where.
+
+    <root>/<spare id>/spare.json        SpareFile, written once, when the spare is started
+    <root>/<spare id>/handover.json     trainer.run_schema.Handover; put there by link(2), so that the first one wins
+    <root>/launches/<submission id>     Launch: decided before anything is started or handed over
+
+Every function may be cut off at any line and called again. What makes that safe: a decision, once written, is only ever
+changed from a spare to a cold start, and only after that spare turned out to be another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.run_schema import HANDOVER_FILE, Handover
+
+SPARE_FILE: Final = "spare.json"
+LAUNCHES: Final = "launches"
+
+
+class SpareFile(BaseModel):
+    """What a spare is fit for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_workers: int
+
+
+class Launch(BaseModel):
+    """Where an attempt runs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spare: str | None
+    """Id of the spare that it was meant for; None: a driver of its own."""
+
+
+COLD: Final = Launch(spare=None)
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A driver that was started before its attempt."""
+
+    id: str
+    """Its name on the cluster, too."""
+    folder: Path
+    num_workers: int
+
+
+class Spares:
+    """All spares of one service, in a folder that it shares with the workers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._launches = root / LAUNCHES
+
+    def create(self, spare_id: str, num_workers: int) -> Spare:
+        """The folder of a new spare, which is not started yet."""
+        folder = self.root / spare_id
+        folder.mkdir(parents=True, mode=0o700)
+        _write(folder / SPARE_FILE, SpareFile(num_workers=num_workers))
+        return Spare(spare_id, folder, num_workers)
+
+    def waiting(self) -> list[Spare]:
+        """Those that nothing was handed to."""
+        return [spare for spare in self._all() if _handed_to(spare.folder) is None]
+
+    def sent_home(self) -> list[Spare]:
+        """Those that were told to end."""
+        return [spare for spare in self._all() if _handed_to(spare.folder) == Handover(attempt_dir=None)]
+
+    def hand_over(self, spare_id: str, attempt_dir: Path | None) -> bool:
+        """Give a spare its attempt, or tell it to end; whether it has this one, from now or from an earlier call."""
+        wanted = Handover(attempt_dir=None if attempt_dir is None else str(attempt_dir))
+        path = self.root / spare_id / HANDOVER_FILE
+        aside = path.with_name(f"{HANDOVER_FILE}.{secrets.token_hex(4)}")
+        try:
+            aside.write_text(wanted.model_dump_json())
+            os.link(aside, path)
+        except FileExistsError:
+            return _handed_to(path.parent) == wanted
+        except FileNotFoundError:  # its folder was removed: it had been sent home
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def remove(self, spare: Spare) -> None:
+        """Forget a spare that has ended, unless it had an attempt: that one must not be started again elsewhere."""
+        if self.hand_over(spare.id, None):
+            shutil.rmtree(spare.folder, ignore_errors=True)
+
+    def launch_of(self, submission_id: str) -> Launch | None:
+        """What was decided about an attempt; None: nothing yet."""
+        try:
+            return Launch.model_validate_json((self._launches / submission_id).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def decide(self, submission_id: str, launch: Launch) -> Launch:
+        """Write down where an attempt is to run, before it is started there."""
+        self._launches.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(self._launches / submission_id, launch)
+        return launch
+
+    def _all(self) -> Iterator[Spare]:
+        for file in sorted(self.root.glob(f"*/{SPARE_FILE}")):
+            with contextlib.suppress(FileNotFoundError):
+                num_workers = SpareFile.model_validate_json(file.read_bytes()).num_workers
+                yield Spare(file.parent.name, file.parent, num_workers)
+
+
+def _handed_to(folder: Path) -> Handover | None:
+    try:
+        return Handover.model_validate_json((folder / HANDOVER_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, content: BaseModel) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    aside.write_text(content.model_dump_json())
+    aside.replace(path)
