@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from data_pipeline.storage.addresses import is_remote, url_parts
@@ -73,6 +73,12 @@ class Settings(AccessOptions):
     """Workers of all running jobs of one tenant, where the tenant has no limit of its own; unset: as many as fit."""
     linger_s: float = Field(default=60, gt=0)
     """Seconds a driver may live on after its result is complete before it is killed."""
+    otel_endpoint: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("otel_endpoint", "HUSH_OTEL_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    )
+    """Base address of an OpenTelemetry collector that takes OTLP over HTTP, e.g. `http://collector:4318`; takes the
+    extra `hush[otel]`. Unset: nothing is traced. `OTEL_EXPORTER_OTLP_ENDPOINT` is read, too."""
     webhook_allow_http: bool = False
     """Whether webhooks may be sent without TLS."""
     webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
@@ -120,7 +126,7 @@ class Settings(AccessOptions):
             url_parts(url)
         return urls
 
-    @field_validator("public_url", "ray_address", "mlflow_uri", mode="after")
+    @field_validator("public_url", "ray_address", "mlflow_uri", "otel_endpoint", mode="after")
     @classmethod
     def _url(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(("http://", "https://")):

@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 
@@ -25,6 +26,7 @@ from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
 from service.api.routes import events, health, internal, jobs, logs, results, tokens
+from service.api.routes import metrics as metrics_routes
 from service.api.routes import studies as study_routes
 from service.api.routes import webhooks as webhook_routes
 from service.api.views import webhook_body
@@ -46,11 +48,16 @@ from service.schemas import API
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.store.event_log import EventLog
+from service.store.figures import read_figures
 from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
+from service.telemetry.collector import Observed, ServiceCollector
+from service.telemetry.metrics import Metrics
+from service.telemetry.requests import RequestTelemetry
+from service.telemetry.tracing import Tracing
 from service.webhooks.addresses import policy_of
 from service.webhooks.post import Poster
 from service.webhooks.sender import Outbox, WebhookSender
@@ -64,12 +71,13 @@ histograms, evaluation and most suspect examples while it runs. Every error is `
 
 def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastAPI:
     """The service as an ASGI app. Nothing is opened before it starts; `launcher` stands in for Ray if given."""
-    closing = threading.Event()
+    closing, metrics, tracing = threading.Event(), Metrics(), Tracing(settings.otel_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = await anyio.to_thread.run_sync(_open, settings, launcher, closing)
+        context = await anyio.to_thread.run_sync(_open, settings, launcher, _Made(closing, metrics, tracing))
         app.state.context = context
+        tracing.start()
         context.reconciler.start()
         context.sender.start()
         try:
@@ -88,11 +96,13 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         lifespan=lifespan,
         redoc_url=None,
         separate_input_output_schemas=False,
+        telemetry=tracing.fastapi_config,
     )
     app.state.closing = closing
     install(app)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)  # the last one added comes first
+    app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)
+    app.add_middleware(RequestTelemetry, metrics=metrics, new_id=lambda: secrets.token_hex(16))  # the last comes first
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
@@ -101,6 +111,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
+    app.include_router(metrics_routes.router)
     return app
 
 
@@ -109,7 +120,16 @@ def begin_shutdown(app: FastAPI) -> None:
     app.state.closing.set()
 
 
-def _open(settings: Settings, launcher: Launcher | None, closing: threading.Event) -> Context:
+@dataclass(frozen=True)
+class _Made:
+    """What there is before the app starts: its middleware works with it."""
+
+    closing: threading.Event
+    metrics: Metrics
+    tracing: Tracing
+
+
+def _open(settings: Settings, launcher: Launcher | None, made: _Made) -> Context:
     arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
@@ -118,23 +138,30 @@ def _open(settings: Settings, launcher: Launcher | None, closing: threading.Even
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
     studies = Studies(engine)
-    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies))
+    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies), made.tracing.tracer)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
+    reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
     known, webhooks = Tokens(engine), Webhooks(engine)
+    sender = _sender(webhooks, Leases(engine), settings)
+    watch = EventWatch(EventLog(engine), made.closing)
+    observed = Observed(partial(read_figures, engine), reconciler, lambda: sender.counts, lambda: watch.num_followers)
+    made.metrics.add(ServiceCollector(observed))
     return Context(
         settings=settings,
         store=store,
         studies=studies,
         launcher=launcher,
-        reconciler=Reconciler(world, leadership, settings.reconcile_interval_s),
+        reconciler=reconciler,
         results=Results(folders),
         logs=Logs(folders),
         tokens=known,
         authenticator=Authenticator(known, oidc_of(settings)),
-        watch=EventWatch(EventLog(engine), closing),
+        watch=watch,
         webhooks=webhooks,
-        sender=_sender(webhooks, Leases(engine), settings),
-        closing=closing,
+        sender=sender,
+        metrics=made.metrics,
+        tracing=made.tracing,
+        closing=made.closing,
     )
 
 
@@ -170,3 +197,4 @@ def _close(context: Context) -> None:
     context.reconciler.stop()
     context.launcher.close()
     context.store.close()
+    context.tracing.stop()

@@ -24,6 +24,8 @@ from service.store.store import Store
 from service.store.studies import Studies
 from service.store.tokens import Tokens
 from service.store.webhooks import Webhooks
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracing
 from service.webhooks.sender import WebhookSender
 
 
@@ -43,6 +45,8 @@ class Context:
     watch: EventWatch
     webhooks: Webhooks
     sender: WebhookSender
+    metrics: Metrics
+    tracing: Tracing
     closing: threading.Event
     """Set when the server is about to stop: streams that would never end then end."""
 

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.schemas import FieldProblem, Problem
+from service.telemetry.requests import REQUEST_ID
 from trainer.spec import JobSpec
 from trainer.spec_errors import SpecError, field_errors
 
@@ -173,5 +174,8 @@ async def _on_database_away(request: Request, _error: Exception) -> Response:
 
 async def _on_fault(request: Request, _error: Exception) -> Response:
     # Starlette raises the error again after this answer went out, and the server logs it with its traceback.
+    # The answer goes out past all middleware, which would else have named the request.
+    request_id = getattr(request.state, "request_id", None)
+    headers = {} if request_id is None else {REQUEST_ID: request_id}
     detail = "Something went wrong in the service; its log says what."
-    return problem_response(request, ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, detail))
+    return problem_response(request, ProblemError(HTTPStatus.INTERNAL_SERVER_ERROR, detail, headers=headers))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar, assert_never
+
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from service.cluster.attempts import (
     AttemptFolders,
@@ -51,6 +53,7 @@ from service.jobs.records import (
 )
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.store import Store
+from service.telemetry.log_fields import bound
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ class World:
     limits: TenantLimits
     """Of tenants that have none of their own."""
     early_stop: EarlyStopper
+    tracer: Tracer = field(default_factory=NoOpTracer)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Watch:
 
 def reconcile_once(now: datetime, watch: Watch, world: World) -> None:
     """Look at the jobs once and do what is due. LeaseLostError as soon as another process leads."""
-    _Look(now, watch, world).take()
+    with world.tracer.start_as_current_span("reconcile.look"):
+        _Look(now, watch, world).take()
 
 
 class _Cluster:
@@ -129,10 +134,10 @@ class _Look:
     def take(self) -> None:
         """Deadlines, then what runs, then what is hopeless, then what waits."""
         for job in self._store.overdue(self._now, MAX_OVERDUE):
-            with _one_job(job.id):
+            with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, overdue(job))
         for live in self._store.active():
-            with _one_job(live.job.id):
+            with _one_job(live.job.id, live.job.attempt):
                 self._attend(live)
         self._world.early_stop.stop_hopeless(self._now, self._watch.fence)
         self._serve_queue()
@@ -185,10 +190,10 @@ class _Look:
             return
         limits = Limits(self._world.limits, self._store.tenant_limits())
         for job, move in refuse(self._with_newcomers(waiting), nodes, limits):
-            with _one_job(job.id):
+            with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, move)
         for job, move in plan_queue(waiting, self._store.active(), nodes, limits, self._now):
-            with _one_job(job.id):
+            with _one_job(job.id, job.attempt):
                 self._start(job, move)
 
     def _nodes(self) -> Sequence[Node] | None:
@@ -210,6 +215,11 @@ class _Look:
 
     def _launch(self, job: JobRecord, attempt: AttemptRecord) -> None:
         """Hand an attempt to the cluster. A crash at any line is healed by doing it again."""
+        about: dict[str, str | int] = {"hush.job_id": job.id, "hush.attempt": attempt.number}
+        with self._world.tracer.start_as_current_span("reconcile.launch", attributes=about):
+            self._hand_over(job, attempt)
+
+    def _hand_over(self, job: JobRecord, attempt: AttemptRecord) -> None:
         if attempt.number > 1 and not self._has_ended(job, attempt.number - 1):
             return
         folder = self._world.folders.prepare(job, attempt, self._store, self._watch.fence)
@@ -256,15 +266,16 @@ class _Look:
 
 
 @contextmanager
-def _one_job(job_id: str) -> Iterator[None]:
+def _one_job(job_id: str, attempt: int) -> Iterator[None]:
     """One job's trouble never keeps the others from their turn; what failed is tried again at the next look."""
-    try:
-        yield
-    except LeaseLostError:
-        raise
-    except StaleTransitionError as error:
-        logger.debug("overtaken: %s", error)
-    except LauncherUnavailableError as error:
-        logger.debug("job %s waits, because the cluster does not answer: %s", job_id, error)
-    except Exception:
-        logger.exception("job %s could not be attended to", job_id)
+    with bound({"job_id": job_id, "attempt": attempt}):
+        try:
+            yield
+        except LeaseLostError:
+            raise
+        except StaleTransitionError as error:
+            logger.debug("overtaken: %s", error)
+        except LauncherUnavailableError as error:
+            logger.debug("job %s waits, because the cluster does not answer: %s", job_id, error)
+        except Exception:
+            logger.exception("job %s could not be attended to", job_id)

@@ -352,10 +352,8 @@ def _make_server(settings: Settings, host: str, log: Path) -> Server:
     """The API's server. Its imports take a second or two, in which Ray and MLflow start already."""
     from service.api.app import create_app  # noqa: PLC0415
     from service.embedded.server import Server  # noqa: PLC0415
+    from service.telemetry.json_logs import log_as_json  # noqa: PLC0415
 
     handler = logging.handlers.RotatingFileHandler(log, maxBytes=MAX_LOG_BYTES, backupCount=1)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_as_json(handler)
     return Server(create_app(settings), host, int(settings.public_url.rpartition(":")[2]))

@@ -18,6 +18,7 @@ from service.control.failpoints import Failpoint, failpoint
 from service.jobs.records import EventRecord, Fence, JobRecord, LeaseLostError
 from service.store.leases import Leases
 from service.store.webhooks import DueDelivery, Webhooks
+from service.telemetry.log_fields import bind
 from service.webhooks.post import DeliveryError, Poster
 from service.webhooks.schedule import Outcome, outcome
 from service.webhooks.signature import signed_headers
@@ -106,6 +107,7 @@ class WebhookSender:
         return self._fence
 
     def _deliver(self, delivery: DueDelivery, fence: Fence) -> None:
+        bind({"job_id": delivery.job.id, "webhook_id": delivery.webhook.id})  # this thread's, until its next delivery
         try:
             error = self._send(delivery, datetime.now(UTC))
             failpoint(Failpoint.WEBHOOK_AFTER_SEND)

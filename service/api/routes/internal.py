@@ -34,7 +34,7 @@ def take_heartbeat(
     if not is_id(job_id):
         raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such attempt.")
     try:
-        return context.store.heartbeat(job_id, attempt, token, beat, datetime.now(UTC))
+        reply = context.store.heartbeat(job_id, attempt, token, beat, datetime.now(UTC))
     except UnknownAttemptError:
         raise ProblemError(HTTPStatus.NOT_FOUND, "There is no such attempt.") from None
     except WrongTokenError:
@@ -42,6 +42,8 @@ def take_heartbeat(
     except FencedOffError:
         detail = "This attempt is not the current one any more, or its job has ended."
         raise ProblemError(HTTPStatus.CONFLICT, detail) from None
+    context.metrics.saw_heartbeat()
+    return reply
 
 
 def _unauthorized() -> ProblemError:
