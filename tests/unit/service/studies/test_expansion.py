@@ -216,10 +216,9 @@ PATHS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map(".".join) |
 def test_whatever_is_asked_for_is_a_study_or_said_to_be_none(point: dict[str, Any], base: dict[str, Any]) -> None:
     try:
         jobs = expand(study(base=SAM | base, points=[point], grid={"method.rho": [0, 0.5]}))
-    except (SpecError, ValidationError) as error:
-        assert str(error)
-    else:
-        assert len(jobs) == 3
+    except (SpecError, ValidationError):
+        return  # told, and nothing else is raised
+    assert len(jobs) == 3
 
 
 def test_the_example_is_a_study() -> None:
