@@ -23,7 +23,9 @@ def start_job(store: Store, name: str = "stored", tenant: str = "default") -> Jo
     """A job that waits for its first heartbeat, whose token is TOKEN."""
     job, _ = store.submit(Submission(tenant, spec(name)), datetime.now(UTC))
     store.set_token(job.id, 1, hash_token(TOKEN))
-    return move(store, job, JobState.STARTING, Reason.ATTEMPT_SUBMITTED)
+    started = move(store, job, JobState.STARTING, Reason.ATTEMPT_SUBMITTED)
+    store.mark_submitted(job.id, 1, datetime.now(UTC))
+    return started
 
 
 def move(store: Store, job: JobRecord, new: JobState, reason: Reason) -> JobRecord:

@@ -15,6 +15,7 @@ from service.api.app import create_app
 from service.embedded.server import Server
 from service.settings import Settings
 from service.store.database import migrate, open_engine
+from service.telemetry.json_logs import log_as_json
 
 STARTUP_FAILED: Final = 3
 
@@ -24,8 +25,7 @@ def serve_api(host: str, port: int) -> None:
     settings = _settings()
     _check_database(settings)
     check_exposure(settings, host)
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_as_json(logging.StreamHandler(sys.stdout))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener:
         server = Server(create_app(settings), host, port)

@@ -128,10 +128,12 @@ class Store:
     def page(self, wanted: JobFilter, limit: int, before_id: str | None = None) -> list[JobRecord]:
         """The newest jobs that match, at most `limit`, older than `before_id`."""
         query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
-        for column in ("tenant", "study_id", "state", "name", "method"):
-            value = getattr(wanted, column)
+        for name in ("tenant", "study_id", "state", "name", "method"):
+            value = getattr(wanted, name)
             if value is not None:
-                query = query.where(jobs.c[column] == value)
+                # A study has few jobs. SQLite, which counts nothing, would else take any index that fits as well.
+                by_index = wanted.study_id is None or name in {"tenant", "study_id"}
+                query = query.where((jobs.c[name] if by_index else jobs.c[name].concat("")) == value)
         if before_id is not None:
             query = query.where(jobs.c.id < before_id)
         with self._engine.begin() as connection:

@@ -76,6 +76,9 @@ def _alter_jobs() -> None:
     op.create_index("ix_jobs_tenant_id", "jobs", ["tenant", "id"])
     for name in ("state", "name", "method"):
         op.create_index(f"ix_jobs_tenant_{name}_id", "jobs", ["tenant", name, "id"])
+    for name in ("name", "method"):
+        op.create_index(f"ix_jobs_tenant_state_{name}_id", "jobs", ["tenant", "state", name, "id"])
+    op.create_index("ix_jobs_tenant_study_id_id", "jobs", ["tenant", "study_id", "id"])
     op.create_index("ix_jobs_state_tenant_priority_id", "jobs", ["state", "tenant", "priority", "id"])
     op.create_index("ix_jobs_state_deadline_at", "jobs", ["state", "deadline_at"])
     op.create_index("ix_jobs_study_id_study_index", "jobs", ["study_id", "study_index"])
