@@ -21,7 +21,8 @@ from trainer.spec import JobSpec
 
 TENANT = "default"
 METHODS = ("ivon", "sgd", "adamw", "sam")
-NUM_NAMES = 500
+JOBS_PER_NAME = 100
+"""So that a page of one name is as full in a small database as in a large one."""
 NUM_EPOCHS = 3
 BATCH = 1000
 OTHER_TENANTS = ("team-a", "team-b")
@@ -43,11 +44,15 @@ def fill(engine: Engine, num_jobs: int, manifest: str) -> None:
     templates = [_template(engine, store, method, end, manifest) for method in METHODS for end in _ENDS]
     weights = [_ENDS[end] for _ in METHODS for end in _ENDS]
     began = datetime.now(UTC) - timedelta(seconds=num_jobs)
-    num_left = num_jobs - len(templates)
+    num_left, num_names = num_jobs - len(templates), max(8, num_jobs // JOBS_PER_NAME)
     for start in range(0, num_left, BATCH):
         numbers = range(start, min(start + BATCH, num_left))
         chosen = draw.choices(templates, weights, k=len(numbers))
-        _insert(engine, [_copy(t, n, began + timedelta(seconds=n), draw) for n, t in zip(numbers, chosen, strict=True)])
+        copies = [
+            _copy(template, f"job-{number % num_names}", began + timedelta(seconds=number), draw)
+            for number, template in zip(numbers, chosen, strict=True)
+        ]
+        _insert(engine, copies)
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:  # what its autovacuum would have done by the next minute
             connection.exec_driver_sql("ANALYZE")
@@ -100,11 +105,11 @@ def _rows(engine: Engine, table: Table, job_id: str) -> list[Row]:
     return [{k: v for k, v in row.items() if table is not job_events or k != "id"} for row in found]
 
 
-def _copy(template: Template, number: int, at: datetime, draw: random.Random) -> Template:
+def _copy(template: Template, name: str, at: datetime, draw: random.Random) -> Template:
     """The same life at another time, under another id and name."""
     job_id = new_id(at, draw.getrandbits(80))
-    tenant = TENANT if number % 10 else draw.choice(OTHER_TENANTS)
-    job = {**_moved(template.job, at), "id": job_id, "tenant": tenant, "name": f"job-{number % NUM_NAMES}"}
+    tenant = draw.choices((TENANT, *OTHER_TENANTS), (90, 5, 5))[0]
+    job = {**_moved(template.job, at), "id": job_id, "tenant": tenant, "name": name}
     return Template(
         job,
         [{**_moved(row, at), "job_id": job_id} for row in template.attempts],
