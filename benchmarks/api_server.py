@@ -54,6 +54,7 @@ def running_api(database_url: str, home: Path, roots: Path) -> Iterator[Api]:
         "HUSH_DATABASE_URL": database_url,
         "HUSH_ALLOWED_ROOTS": str(roots),
         "HUSH_RAY_ADDRESS": NOBODY,
+        "HUSH_LOST_AFTER_S": "600",  # no cluster says that the drivers live, which begin when their process is there
         "HUSH_RATE_LIMIT_PER_MINUTE": "0",
     }
     argv = _dying_with_us([sys.executable, "-m", "service.cli", "api", "--port", str(port)])
