@@ -110,8 +110,8 @@ def _start(store: Store, number: int) -> JobRecord:
     now = datetime.now(UTC)
     job, _ = store.submit(Submission("default", spec), now)
     store.set_token(job.id, 1, hash_token(job.id))
+    store.mark_submitted(job.id, 1, now)  # first: the server's reconciler would else submit it, with another token
     _move(store, job.id, JobState.QUEUED, JobState.STARTING, Reason.ATTEMPT_SUBMITTED)
-    store.mark_submitted(job.id, 1, now)
     return job
 
 
