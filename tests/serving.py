@@ -22,7 +22,8 @@ HUSH = [sys.executable, "-m", "service.cli"]
 class Serving:
     """A `hush serve` on a home of its own."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, *options: str) -> None:
+        self.options = options
         self.home, self.mark = tmp_path / "home", uuid.uuid4().hex
         # Ray's sockets need a short path, which pytest's folders are not.
         self.temp = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
@@ -30,7 +31,9 @@ class Serving:
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([*HUSH, "serve"], env=self.env, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [*HUSH, "serve", *self.options], env=self.env, stderr=subprocess.PIPE, text=True
+        )
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal that asks for an orderly end; the exit code."""

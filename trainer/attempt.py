@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 
 from data_pipeline.reading.cache import ShardCache
@@ -24,15 +23,11 @@ log = logging.getLogger(__name__)
 class _Watchers:
     """All that watch this rank, as one Supervisor."""
 
-    def __init__(
-        self,
-        run_dir: str,
-        watcher: Supervisor,
-        replica: ReplicaProcess | None,
-        on_epoch: Callable[[EpochSummary], None] | None,
-    ) -> None:
-        self._watcher, self._replica, self._on_epoch = watcher, replica, on_epoch
-        self._run_dir, self._has_stepped = run_dir, False
+    def __init__(self, run_dir: str, watcher: Supervisor, replica: ReplicaProcess | None) -> None:
+        self._watcher, self._replica = watcher, replica
+        self._run_dir = run_dir
+        self._began_at: int | None = None
+        self._has_stepped = False
         self.has_begun = False
         """Whether the run has got as far as its first step."""
 
@@ -48,35 +43,30 @@ class _Watchers:
         self._watcher.began(finished_epochs)
 
     def progress(self, progress: Progress) -> None:
-        if progress.phase == "training" and progress.step > 0 and not self._has_stepped:
-            self._has_stepped = True
-            mark(self._run_dir, "first_step")
+        if progress.phase == "training" and not self._has_stepped:
+            self._began_at = progress.step if self._began_at is None else self._began_at
+            self._has_stepped = progress.step > self._began_at
+            if self._has_stepped:
+                mark(self._run_dir, "first_step")
         self._watcher.progress(progress)
 
     def epoch_finished(self, summary: EpochSummary) -> None:
         log.info("epoch %d is done: %s", summary.epoch, headline(summary))
         self._watcher.epoch_finished(summary)
-        if self._on_epoch is not None:
-            self._on_epoch(summary)
 
 
-def run_attempt(
-    context: AttemptContext,
-    ranks: Ranks,
-    on_epoch: Callable[[EpochSummary], None] | None = None,
-    cache: ShardCache | None = None,
-) -> AttemptResult:
-    """Train, and publish the result as the very last file. Called by all ranks; `on_epoch` is called on each. `cache`
-    is this machine's, for data that lies elsewhere.
+def run_attempt(context: AttemptContext, ranks: Ranks, cache: ShardCache | None = None) -> AttemptResult:
+    """Train, and publish the result as the very last file. Called by all ranks. `cache` is this machine's, for data
+    that lies elsewhere.
 
     SpecRejectedError, where the job cannot be trained here; AbortedError, where the service has ended it.
     """
     if not ranks.is_main:
-        return _train(context, ranks, _Watchers(context.run_dir, Unsupervised(), None, on_epoch), cache)
+        return _train(context, ranks, _Watchers(context.run_dir, Unsupervised(), None), cache)
     with ExitStack() as stack:
         replica = stack.enter_context(ReplicaProcess(context)) if context.mlflow_uri is not None else None
         watcher = stack.enter_context(_watcher(context, replica))
-        result = _train(context, ranks, _Watchers(context.run_dir, watcher, replica, on_epoch), cache)
+        result = _train(context, ranks, _Watchers(context.run_dir, watcher, replica), cache)
         if replica is not None:
             replica.finish(result.outcome)
             run = replica.run()

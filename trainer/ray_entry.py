@@ -22,7 +22,7 @@ from trainer.failure import failure_of_driver, failure_of_ranks, failure_recorde
 from trainer.handover import wait_for_handover
 from trainer.output_log import driver_log, log_plainly, output_kept_in, rank_log
 from trainer.rank_group import RankGroup, context_handed_over, group_of_attempt, group_of_spare, read_context
-from trainer.run_schema import RESULT_FILE, AttemptContext, AttemptFailure, EpochSummary
+from trainer.run_schema import RESULT_FILE, AttemptContext, AttemptFailure
 from trainer.timeline import mark
 
 ENVIRONMENT = {
@@ -71,19 +71,15 @@ def _attempt_dir(config: dict[str, str], rank: int) -> Path | None:
 
 
 def _train(context: AttemptContext) -> None:
-    import ray.train  # noqa: PLC0415
     import torch  # noqa: PLC0415  # the driver needs none
 
     from trainer.attempt import run_attempt  # noqa: PLC0415
     from trainer.ranks import joined_ranks  # noqa: PLC0415
 
-    def report(summary: EpochSummary) -> None:
-        ray.train.report({"epoch": summary.epoch, **summary.metrics})
-
     resources = context.spec.resources
     torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     with joined_ranks(use_gpu=resources.gpus_per_worker > 0) as ranks, contextlib.suppress(AbortedError):
-        run_attempt(context, ranks, on_epoch=report, cache=cache_from(os.environ))
+        run_attempt(context, ranks, cache=cache_from(os.environ))
 
 
 def run_on_ray(group: RankGroup) -> None:

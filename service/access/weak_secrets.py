@@ -12,12 +12,13 @@ from service.settings import Settings
 MIN_LENGTH: Final = 12
 WELL_KNOWN: Final = frozenset(
     {
-        "administrator", "change-me-now", "change_me_now", "changemeplease", "changethis",
-        "default", "hush-password", "hushpassword", "mysecretpassword", "password1234", "passwordpassword", "postgres",
-        "postgrespassword", "postgresql", "secretpassword", "supersecret", "supersecretpassword", "123456789012",
+        "admin", "administrator", "change-me", "change-me-now", "change_me", "changeit", "changeme", "changemeplease",
+        "changethis", "default", "example", "hush", "hush-password", "hushpassword", "letmein", "mysecretpassword",
+        "password", "password1234", "passwordpassword", "postgres", "postgresql", "postgrespassword", "root", "secret",
+        "secretpassword", "supersecret", "supersecretpassword", "test", "token", "123456", "12345678", "123456789012",
     }
 )  # fmt: skip
-"""Of this length or more; what stands in manuals and examples."""
+"""What stands in manuals and examples."""
 
 
 def weak_secrets(settings: Settings) -> list[str]:
@@ -27,7 +28,7 @@ def weak_secrets(settings: Settings) -> list[str]:
         if secret.lower() in WELL_KNOWN or len(set(secret)) < 4:
             found.append(f"{variable} holds a well-known secret; choose one at random, e.g.: openssl rand -hex 32")
         elif len(secret) < MIN_LENGTH:
-            found.append(f"{variable} holds a secret of {len(secret)} characters; at least {MIN_LENGTH} are needed")
+            found.append(f"{variable} holds a secret of fewer than {MIN_LENGTH} characters; choose a longer one")
     return found
 
 

@@ -29,6 +29,9 @@ from trainer.spec import JobSpec
 from trainer.spec_errors import SpecError, field_errors
 
 PROBLEM_JSON = "application/problem+json"
+DATABASE_AWAY = (OperationalError, PoolTimeoutError)
+"""What SQLAlchemy raises when the database does not answer."""
+DATABASE_RETRY_S = 2
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -67,8 +70,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(OperationalError, _on_database_away)
-    app.add_exception_handler(PoolTimeoutError, _on_database_away)
+    for error in DATABASE_AWAY:
+        app.add_exception_handler(error, _on_database_away)
     app.add_exception_handler(Exception, _on_fault)
 
 
@@ -167,9 +170,14 @@ def _wrong_fields(errors: Sequence[ErrorDetails], root: type[BaseModel]) -> Iter
             yield field, value, _printable(entry["msg"])
 
 
+def away(what: str, retry_after_s: int) -> ProblemError:
+    """A 503: a part that the service needs does not answer."""
+    headers = {"Retry-After": str(retry_after_s)}
+    return ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, f"The {what} does not answer now; try again.", headers=headers)
+
+
 async def _on_database_away(request: Request, _error: Exception) -> Response:
-    detail = "The database does not answer now; try again."
-    return problem_response(request, ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "2"}))
+    return problem_response(request, away("database", DATABASE_RETRY_S))
 
 
 async def _on_fault(request: Request, _error: Exception) -> Response:

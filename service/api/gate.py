@@ -24,10 +24,11 @@ from service.access.principal import Principal
 from service.access.rate_limit import Rate, RateLimiter, client_of
 from service.api.auth import unauthorised
 from service.api.context import Context
-from service.api.errors import ProblemError, problem_response
+from service.api.errors import DATABASE_AWAY, DATABASE_RETRY_S, ProblemError, away, problem_response
 from service.schemas import API
 
 INTERNAL = f"{API}/internal/"
+IDENTITY_PROVIDER_RETRY_S = 10
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,9 @@ async def _principal(headers: Headers, context: Context) -> Principal:
         raise unauthorised(str(error), "invalid_token") from None
     except IdentityProviderAwayError as error:
         logger.warning("%s", error)
-        detail = "The identity provider does not answer now; try again."
-        raise ProblemError(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers={"Retry-After": "10"}) from None
+        raise away("identity provider", IDENTITY_PROVIDER_RETRY_S) from None
+    except DATABASE_AWAY:
+        raise away("database", DATABASE_RETRY_S) from None  # the app's handlers see only what happens behind the gate
 
 
 def bearer(authorization: str) -> str | None:

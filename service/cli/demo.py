@@ -66,8 +66,8 @@ def run_demo(options: DemoOptions) -> int:
     else:
         thread = threading.Thread(target=demo.run, name="demo", daemon=True)
         thread.start()
-        try:
-            serve(ServeOptions(options.home, num_cpus=options.num_cpus), demo.observe, stop)
+        try:  # not warm: of its two jobs the first would find a spare of one rank, and both have two
+            serve(ServeOptions(options.home, num_cpus=options.num_cpus, warm=False), demo.observe, stop)
         finally:
             stop.ask()
             thread.join(timeout=10)

@@ -76,7 +76,7 @@ def jobs_command(
 @app.command("show", rich_help_panel=JOBS)
 def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Home = None) -> None:
     """Show a job: state, progress, newest figures."""
-    from service.cli.screen import print_job
+    from service.cli.screen import print_attempts, print_job
     from service.client import NotFoundError
 
     with session(url, home) as client:
@@ -85,13 +85,15 @@ def show_command(job: Job, *, as_json: AsJson = False, url: Url = None, home: Ho
             evaluation = client.evaluation(found.id)
         except NotFoundError:
             evaluation = None
-        noise = client.label_noise(found.id)
+        noise, attempts = client.label_noise(found.id), client.attempts(found.id)
         newest = noise[-1] if noise else None
     if as_json:
         parts = {"job": found, "evaluation": evaluation, "label_noise": newest}
-        typer.echo(json.dumps({key: part and part.model_dump(mode="json") for key, part in parts.items()}))
+        shown = {key: part and part.model_dump(mode="json") for key, part in parts.items()}
+        typer.echo(json.dumps({**shown, "attempts": [attempt.model_dump(mode="json") for attempt in attempts]}))
     else:
         print_job(found, evaluation, newest)
+        print_attempts(attempts)
 
 
 @app.command("events", rich_help_panel=JOBS)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.jobs.states import JobState
-from service.schemas import EventView, ExampleSort, ExampleView, JobView, LogView
+from service.schemas import AttemptView, EventView, ExampleSort, ExampleView, JobView, LogView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
 RICH_DEFAULT_COLUMNS: Final = 80
@@ -132,6 +132,13 @@ def print_job(job: JobView, evaluation: EvaluationReport | None, noise: LabelNoi
     for estimator, histogram in noise.overall.items() if noise else ():
         quantiles = "  ".join(f"{name} {value:.4f}" for name, value in histogram.quantiles.items())
         out.print(f"‖ε‖ {estimator:<10} epoch {noise.epoch if noise else ''}  {quantiles}")
+
+
+def print_attempts(attempts: Sequence[AttemptView]) -> None:
+    """Why each attempt but the newest ended; nothing where there was one only."""
+    for attempt in attempts[:-1]:
+        why = "unknown" if attempt.reason is None else attempt.reason.value.replace("_", " ")
+        console().print(Text(f"attempt {attempt.number} ended: {why}", style="yellow"))
 
 
 def event_line(event: EventView, name: str = "") -> Text:

@@ -212,6 +212,10 @@ class AsyncClient:
         """All webhooks of our tenant, newest first."""
         return await self._ask(routes.webhooks())
 
+    async def webhook(self, webhook_id: str) -> WebhookView:
+        """A webhook, without its secret."""
+        return await self._ask(routes.webhook(webhook_id))
+
     async def delete_webhook(self, webhook_id: str) -> None:
         """Tell a webhook nothing more, not even what it has not heard yet."""
         return await self._ask(routes.delete_webhook(webhook_id))

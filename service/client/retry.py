@@ -58,13 +58,11 @@ def may_repeat(outcome: Outcome, *, repeatable: bool) -> bool:
 def wait_s(retry: Retry, num_failures: int, asked_s: float | None, jitter: float) -> float:
     """Seconds until the next try after `num_failures` of them; `jitter` from [0, 1) parts clients that failed together.
 
-    From half the backoff to all of it. A service that asked for `asked_s` is given that, and up to `first_wait_s` more.
+    From half the backoff to all of it, and never sooner than the service asked for, but up to `first_wait_s` later.
     """
-    if asked_s is not None:
-        return asked_s + retry.first_wait_s * jitter
     # 2.0 ** 1024 would overflow; no backoff needs more than 2 ** 60 of anything.
-    backoff_s = min(retry.max_wait_s, retry.first_wait_s * 2.0 ** min(num_failures - 1, 60))
-    return backoff_s * (1 + jitter) / 2
+    backoff_s = min(retry.max_wait_s, retry.first_wait_s * 2.0 ** min(num_failures - 1, 60)) * (1 + jitter) / 2
+    return backoff_s if asked_s is None else max(backoff_s, asked_s + retry.first_wait_s * jitter)
 
 
 def asked_wait_s(outcome: Outcome, now: datetime) -> float | None:

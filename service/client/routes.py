@@ -213,6 +213,11 @@ def webhooks() -> Call[list[WebhookView]]:
     return Call("GET", _WEBHOOKS, lambda body: WebhookPage.model_validate_json(body).items)
 
 
+def webhook(webhook_id: str) -> Call[WebhookView]:
+    """A webhook, without its secret."""
+    return Call("GET", _webhook(webhook_id), WebhookView.model_validate_json)
+
+
 def delete_webhook(webhook_id: str) -> Call[None]:
     """Delete a webhook."""
     return Call("DELETE", _webhook(webhook_id), lambda _: None)

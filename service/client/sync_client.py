@@ -210,6 +210,10 @@ class Client:
         """All webhooks of our tenant, newest first."""
         return self._ask(routes.webhooks())
 
+    def webhook(self, webhook_id: str) -> WebhookView:
+        """A webhook, without its secret."""
+        return self._ask(routes.webhook(webhook_id))
+
     def delete_webhook(self, webhook_id: str) -> None:
         """Tell a webhook nothing more, not even what it has not heard yet."""
         return self._ask(routes.delete_webhook(webhook_id))

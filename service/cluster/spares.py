@@ -1,6 +1,7 @@
 """Spares on disk: drivers that wait for an attempt, what each was handed, and which attempt is to run where.
 
-    <root>/<spare id>/spare.json        SpareFile, written once, when the spare is started
+    <root>/open/<spare id>              SpareFile, written before the spare is started; removed when it is settled
+    <root>/<spare id>/                  what the spare's processes write
     <root>/<spare id>/handover.json     trainer.run_schema.Handover; put there by link(2), so that the first one wins
     <root>/launches/<submission id>     Launch: decided before anything is started or handed over
 
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.run_schema import HANDOVER_FILE, Handover
 
-SPARE_FILE: Final = "spare.json"
+OPEN: Final = "open"
 LAUNCHES: Final = "launches"
 
 
@@ -62,22 +63,32 @@ class Spares:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._launches = root / LAUNCHES
+        self._open, self._launches = root / OPEN, root / LAUNCHES
 
     def create(self, spare_id: str, num_workers: int) -> Spare:
         """The folder of a new spare, which is not started yet."""
         folder = self.root / spare_id
         folder.mkdir(parents=True, mode=0o700)
-        _write(folder / SPARE_FILE, SpareFile(num_workers=num_workers))
+        self._open.mkdir(exist_ok=True, mode=0o700)
+        _write(self._open / spare_id, SpareFile(num_workers=num_workers))
         return Spare(spare_id, folder, num_workers)
 
     def waiting(self) -> list[Spare]:
         """Those that nothing was handed to."""
-        return [spare for spare in self._all() if _handed_to(spare.folder) is None]
+        return [spare for spare in self.open() if _handed_to(spare.folder) is None]
 
-    def sent_home(self) -> list[Spare]:
-        """Those that were told to end."""
-        return [spare for spare in self._all() if _handed_to(spare.folder) == Handover(attempt_dir=None)]
+    def open(self) -> list[Spare]:
+        """Those that are not settled yet."""
+        return list(self._read_open())
+
+    def has_attempt(self, spare: Spare) -> bool:
+        """Whether a spare was handed an attempt."""
+        handover = _handed_to(spare.folder)
+        return handover is not None and handover.attempt_dir is not None
+
+    def was_sent_home(self, spare: Spare) -> bool:
+        """Whether a spare was told to end."""
+        return _handed_to(spare.folder) == Handover(attempt_dir=None)
 
     def hand_over(self, spare_id: str, attempt_dir: Path | None) -> bool:
         """Give a spare its attempt, or tell it to end; whether it has this one, from now or from an earlier call."""
@@ -95,10 +106,14 @@ class Spares:
             aside.unlink(missing_ok=True)
         return True
 
-    def remove(self, spare: Spare) -> None:
-        """Forget a spare that has ended, unless it had an attempt: that one must not be started again elsewhere."""
+    def settle(self, spare: Spare) -> None:
+        """A spare that has ended or has its attempt is looked at no longer.
+
+        What an attempt was handed to stays on record: it must not be started again elsewhere.
+        """
         if self.hand_over(spare.id, None):
             shutil.rmtree(spare.folder, ignore_errors=True)
+        (self._open / spare.id).unlink(missing_ok=True)
 
     def launch_of(self, submission_id: str) -> Launch | None:
         """What was decided about an attempt; None: nothing yet."""
@@ -113,11 +128,11 @@ class Spares:
         _write(self._launches / submission_id, launch)
         return launch
 
-    def _all(self) -> Iterator[Spare]:
-        for file in sorted(self.root.glob(f"*/{SPARE_FILE}")):
+    def _read_open(self) -> Iterator[Spare]:
+        for file in sorted(self._open.glob("spare-*")):
             with contextlib.suppress(FileNotFoundError):
                 num_workers = SpareFile.model_validate_json(file.read_bytes()).num_workers
-                yield Spare(file.parent.name, file.parent, num_workers)
+                yield Spare(file.name, self.root / file.name, num_workers)
 
 
 def _handed_to(folder: Path) -> Handover | None:

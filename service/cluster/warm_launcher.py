@@ -104,12 +104,9 @@ class WarmLauncher:
         self._launcher.close()
 
     def keep_once(self) -> None:
-        """Clear away spares that have ended or do not fit any more; start one if there is none and nothing starts."""
-        for spare in self._spares.sent_home():
-            if self._launcher.status(spare.id).phase not in LIVES:
-                self._spares.remove(spare)
-        fitting = [spare for spare in self._spares.waiting() if self._is_kept(spare)]
-        if not fitting and self._num_dead < MAX_DEAD_SPARES and not self._anything_starts() and self.nodes():
+        """Settle spares that have ended or have their attempt; start one if none is fit and nothing else starts."""
+        kept = [spare for spare in self._spares.open() if self._is_kept(spare)]
+        if not kept and self._num_dead < MAX_DEAD_SPARES and not self._anything_starts() and self.nodes():
             spare = self._spares.create(f"spare-{secrets.token_hex(8)}", self._num_workers)
             self._launcher.start(spare.id, spare_command(self._python, spare))
 
@@ -124,14 +121,19 @@ class WarmLauncher:
         return self._spares.decide(submission_id, COLD)
 
     def _is_kept(self, spare: Spare) -> bool:
-        if self._launcher.status(spare.id).phase not in LIVES:
-            self._num_dead += 1
-            self._spares.remove(spare)
+        """Whether a spare waits, and for the attempts that are to be expected."""
+        if self._spares.has_attempt(spare):
+            self._spares.settle(spare)
             return False
-        if spare.num_workers != self._num_workers:
+        was_sent_home = self._spares.was_sent_home(spare)
+        if self._launcher.status(spare.id).phase not in LIVES:
+            self._num_dead += not was_sent_home
+            self._spares.settle(spare)
+            return False
+        if not was_sent_home and spare.num_workers != self._num_workers:
             self._spares.hand_over(spare.id, None)
             return False
-        return True
+        return not was_sent_home
 
     def _anything_starts(self) -> bool:
         """Whether an attempt is on its way to its first step: a spare would take its processors."""

@@ -61,9 +61,8 @@ class Move:
     new: JobState
     reason: Reason
     message: str | None = None
-    next_attempt: bool = False
     not_before: datetime | None = None
-    """With next_attempt: when that may start at the earliest."""
+    """To RECOVERING: when the next attempt may start at the earliest."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ def lives(driver: DriverStatus | None) -> bool:
     return driver is not None and driver.phase in _LIVES
 
 
-def needs_asking(live: LiveJob, now: datetime, has_result: bool) -> bool:
-    """Whether the cluster must be asked about a job: not while its heartbeats come."""
-    if live.job.state is not JobState.RUNNING or has_result or live.attempt.heartbeat_at is None:
+def needs_asking(live: LiveJob, now: datetime, ends: bool) -> bool:
+    """Whether the cluster must be asked about a job: not while its heartbeats come, unless its files say it `ends`."""
+    if live.job.state is not JobState.RUNNING or ends or live.attempt.heartbeat_at is None:
         return True
     return (now - live.attempt.heartbeat_at).total_seconds() > FRESH_S
 
@@ -138,7 +137,7 @@ def _decide_living(
     message = f"The attempt's driver lives, but {what} for {seen.silent_s:.0f} s."
     lost = _again_or_failed(live.job, Reason.HEARTBEAT_LOST, message, now, policy)
     # Killed in between: the next attempt's launch stops the driver too, but after a job's end nobody would.
-    return (lost, stop) if lost.next_attempt else (stop, lost)
+    return (lost, stop) if lost.new is JobState.RECOVERING else (stop, lost)
 
 
 def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
@@ -218,7 +217,7 @@ def _again_or_failed(job: JobRecord, reason: Reason, message: str, now: datetime
         message = f"{message}\nIt was started again {job.num_failures} times, and max_failures is {max_failures}."
         return Move(JobState.FAILED, reason, message)
     not_before = now + timedelta(seconds=backoff_s(job.num_failures, policy))
-    return Move(JobState.RECOVERING, reason, message, next_attempt=True, not_before=not_before)
+    return Move(JobState.RECOVERING, reason, message, not_before)
 
 
 def backoff_s(num_failures: int, policy: Policy) -> float:

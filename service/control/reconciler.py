@@ -54,6 +54,7 @@ from service.jobs.records import (
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.store import Store
 from service.telemetry.log_fields import bound
+from trainer.run_schema import FAILURE_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +146,10 @@ class _Look:
     # ------------------------------------------------------------------------------------------------ what runs
 
     def _attend(self, live: LiveJob) -> None:
-        written_at = result_written_at(self._world.folders.path(live.job.id, live.attempt.number))
-        if not needs_asking(live, self._now, has_result=written_at is not None):
+        folder = self._world.folders.path(live.job.id, live.attempt.number)
+        written_at = result_written_at(folder)
+        ends = written_at is not None or (folder / FAILURE_FILE).exists()
+        if not needs_asking(live, self._now, ends):
             return
         driver = self._cluster.status(submission_id(live.job.id, live.attempt.number))
         seen = self._see(live, driver, written_at)
@@ -256,7 +259,6 @@ class _Look:
             move.new,
             move.reason,
             move.message,
-            next_attempt=move.next_attempt,
             not_before=move.not_before,
             epochs=finished_epochs(self._world.folders.path(job_id, attempt)) if ends else (),
         )

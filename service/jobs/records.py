@@ -126,7 +126,10 @@ class EventRecord:
 
 @dataclass(frozen=True)
 class Transition:
-    """A change of state, asked for by someone who saw the job in `state` with `attempt` current."""
+    """A change of state, asked for by someone who saw the job in `state` with `attempt` current.
+
+    To RECOVERING: that attempt is lost. A failure is counted, and the next attempt made current, which fences it off.
+    """
 
     job_id: str
     attempt: int
@@ -134,10 +137,8 @@ class Transition:
     new: JobState
     reason: Reason
     message: str | None = None
-    next_attempt: bool = False
-    """The current attempt is lost: count a failure and make the next one current, which fences the old one off."""
     not_before: datetime | None = None
-    """With next_attempt: when that may start at the earliest."""
+    """To RECOVERING: when the next attempt may start at the earliest."""
     cancel_mode: CancelMode | None = None
     """Of a stop: how."""
     epochs: tuple[EpochSummary, ...] = ()

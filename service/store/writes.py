@@ -56,6 +56,7 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
     """Change a job's state, with its event."""
     if not may_become(change.state, change.new):
         raise IllegalTransitionError(f"{change.state} may not become {change.new}")
+    is_lost = change.new is JobState.RECOVERING
     values: dict[str, object] = {
         "state": change.new,
         "state_since": now,
@@ -70,17 +71,17 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
         values["started_at"] = func.coalesce(jobs.c.started_at, now)
     if change.cancel_mode is not None:
         values["cancel_mode"] = change.cancel_mode
-    if change.next_attempt:
+    if is_lost:
         values |= {"attempt": change.attempt + 1, "num_failures": jobs.c.num_failures + 1}
     if change.epochs:
         store_epochs(connection, lock_job(connection, change.job_id), change.epochs, now)
     seen = (jobs.c.id == change.job_id, jobs.c.state == change.state, jobs.c.attempt == change.attempt)
     if connection.execute(update(jobs).where(*seen).values(values)).rowcount != 1:
         raise StaleTransitionError(f"job {change.job_id} is not {change.state} in attempt {change.attempt} any more")
-    if change.next_attempt or change.new in TERMINAL_STATES:
+    if is_lost or change.new in TERMINAL_STATES:
         end = {"ended_at": now, "reason": change.reason, "message": change.message}
         update_attempt(connection, change.job_id, change.attempt, end)
-    if change.next_attempt:
+    if is_lost:
         _insert_attempt(connection, change.job_id, change.attempt + 1, now)
     failpoint(Failpoint.MOVE_BEFORE_EVENT)
     insert_state_event(connection, change, now)

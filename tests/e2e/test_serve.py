@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from marked_processes import kill_marked, listening, marked, wait_until
-from serving import Serving
+from serving import HUSH, Serving
+
+from service.embedded.home import find_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -35,6 +38,8 @@ def test_a_whole_life(serving: Serving) -> None:
     )
     jobs = serving.run("jobs", "--json")
     assert (json.loads(jobs.stdout), jobs.returncode) == ([], 0)
+    assert httpx.get(f"{url}/api/v1/jobs", trust_env=False, timeout=30).status_code == 401, "and so does the API"
+    assert (serving.home / "server.json").stat().st_mode & 0o777 == 0o600, "whose token is this user's alone"
     ray = json.loads((serving.home / "server.json").read_text())["ray_url"]
     assert httpx.get(f"{ray}/api/jobs/", trust_env=False).status_code == 401, "Ray asks for its token"
 
@@ -43,6 +48,33 @@ def test_a_whole_life(serving: Serving) -> None:
     after = serving.run("jobs")
     assert (after.returncode, after.stdout) == (2, "")
     assert "hush serve" in after.stderr
+
+
+def test_other_machines_come_in_with_a_token_only(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    argv = [*HUSH, "token", "create", "ops", "--role", "viewer", "--home", str(home)]
+    token = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+    serving = Serving(tmp_path, "--host", "0.0.0.0")
+    try:
+        wait_until(lambda: find_server(home) is not None, "the API answers")
+        wait_until(lambda: serving.runs("raylet"), "Ray starts")
+        server = find_server(home)
+        assert server is not None
+        port = int(server.url.rpartition(":")[2])
+        assert server.url == f"http://127.0.0.1:{port}"
+        outside = {address for address in listening(serving.mark) if not address[0].endswith("127.0.0.1")}
+        assert outside == {("0.0.0.0", port)}, "the API, and nothing else"
+
+        def status(bearer: str | None) -> int:
+            headers = {} if bearer is None else {"Authorization": f"Bearer {bearer}"}
+            url = f"http://127.0.0.2:{port}/api/v1/tokens"  # by another address than its own
+            return httpx.get(url, headers=headers, trust_env=False, timeout=30).status_code
+
+        assert [status(None), status("x"), status(token), status(server.token)] == [401, 401, 403, 200]
+        assert serving.end() == 0
+        serving.assert_nothing_left()
+    finally:
+        serving.clear_up()
 
 
 def test_sigkill_leaves_nothing(serving: Serving) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
-from service_stand_ins import RunningService, SubprocessLauncher, running_service
+from postgres_server import PostgresServer
+from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from service.access.roles import Role, allows
 from service.api.app import create_app
@@ -26,6 +27,8 @@ WITH_TOKENS_OF_THEIR_OWN = {"/api/v1/internal/attempts/{job_id}/{attempt}/heartb
 FOR_ADMINS = ("/api/v1/tokens", "/api/v1/webhooks")
 READING = {"GET", "HEAD"}
 NOBODY = "0" * 26
+NOTHING = {"attempt": "1", "name": "driver"} | dict.fromkeys(("job_id", "token_id", "study_id", "webhook_id"), NOBODY)
+"""What stands in paths: of nothing that there is."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,28 @@ def service(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Iterato
 
 @pytest.fixture(scope="module")
 def things(service: RunningService, manifest: Path) -> dict[str, str]:
-    """What stands in paths: a job, and a token, of the tenant `default`."""
-    token = service.client.post("/api/v1/tokens", json={"name": "a thing"}).json()
-    return {"job_id": service.submit(manifest)["id"], "token_id": token["id"]}
+    """What stands in paths: of each kind one, of the tenant `default`."""
+    study = {"name": "a-study", "base": spec_json(manifest), "grid": {"seed": [1, 2]}}
+
+    def make(what: str, body: dict[str, Any]) -> str:
+        answer = service.client.post(f"/api/v1/{what}", json=body)
+        assert answer.is_success, answer.text
+        return str(answer.json()["id"])
+
+    return {
+        "job_id": make("jobs", spec_json(manifest)),
+        "token_id": make("tokens", {"name": "a thing"}),
+        "study_id": make("studies", study),
+        "webhook_id": make("webhooks", {"url": "https://example.org/hook", "states": ["FAILED"]}),
+        "attempt": "1",
+        "name": "driver",
+    }
 
 
 def ask(client: httpx.Client, route: Route, things: dict[str, str]) -> httpx.Response:
     path = route.path
     for name in re.findall(r"{(\w+)}", path):
-        path = path.replace(f"{{{name}}}", things.get(name, NOBODY))
+        path = path.replace(f"{{{name}}}", things[name])
     body = {} if route.method in READING | {"DELETE"} else {"json": {}}
     return client.request(route.method, path, **body)
 
@@ -89,6 +105,21 @@ def test_there_is_something_to_ask() -> None:
     assert Route("POST", "/api/v1/jobs") in GUARDED
     assert Route("GET", "/api/v1/jobs/{job_id}/events") in OF_SOMETHING
     assert all(route.path.startswith("/api/v1/") for route in GUARDED), "nothing but the known few is open"
+
+
+@pytest.mark.parametrize("route", OF_SOMETHING, ids=str)
+def test_what_is_another_tenants_is_not_there(service: RunningService, things: dict[str, str], route: Route) -> None:
+    with service.client_of(service.new_token(Role.ADMIN, "other")) as other:
+        theirs, nothing = ask(other, route, things), ask(other, route, NOTHING)
+    assert is_problem(theirs, 404)
+    assert strip(theirs, things) == strip(nothing, things), "it answers as if there were none"
+
+
+def strip(answer: httpx.Response, things: dict[str, str]) -> str:
+    text = answer.text
+    for value in (*things.values(), NOBODY):
+        text = text.replace(value, "ID")
+    return text
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=str)
@@ -128,21 +159,6 @@ def test_each_role_does_what_it_may(service: RunningService, things: dict[str, s
         assert answer.status_code < 500, answer.text
     else:
         assert is_problem(answer, 403)["detail"].endswith(f"'test' has {role}.")
-
-
-@pytest.mark.parametrize("route", OF_SOMETHING, ids=str)
-def test_what_is_another_tenants_is_not_there(service: RunningService, things: dict[str, str], route: Route) -> None:
-    with service.client_of(service.new_token(Role.ADMIN, "other")) as other:
-        theirs, nothing = ask(other, route, things), ask(other, route, {})
-    assert is_problem(theirs, 404)
-    assert strip(theirs, things) == strip(nothing, things), "it answers as if there were none"
-
-
-def strip(answer: httpx.Response, things: dict[str, str]) -> str:
-    text = answer.text
-    for value in (*things.values(), NOBODY):
-        text = text.replace(value, "ID")
-    return text
 
 
 @pytest.mark.parametrize("path", sorted(OPEN & {route.path for route in all_routes()} - {"/static-offline-docs"}))
@@ -229,6 +245,16 @@ def test_too_large_a_page(service: RunningService, tmp_path: Path, launcher: Sub
         assert "HUSH_MAX_PAGE_SIZE" in error["message"]
         assert is_problem(small.client.get(f"/api/v1/jobs?limit={'9' * 5000}"), 422)
     assert service.client.get("/api/v1/jobs?limit=500").status_code == 200
+
+
+def test_while_the_database_is_away(tmp_path: Path, launcher: SubprocessLauncher, postgres: PostgresServer) -> None:
+    database = postgres.new_database()
+    with running_service(tmp_path / "home", launcher, database_url=postgres.url(database)) as service:
+        assert service.client.get("/api/v1/jobs").status_code == 200
+        postgres.drop(database)
+        answer = service.client.get("/api/v1/jobs")
+        assert is_problem(answer, 503)
+        assert answer.headers["retry-after"] == "2"
 
 
 class TestRateLimit:

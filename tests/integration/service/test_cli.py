@@ -85,6 +85,12 @@ class TestCommands:
         assert json.loads(hush("retry", "breaks", "--json")[1])["retry_of"] == job.id
         assert hush("retry", job.id, "--follow")[0] == 1, "it fails again"
 
+    def test_why_attempts_ended(self, hush: Hush, client: Client, manifest: Path) -> None:
+        job = client.submit(spec(manifest, "dies-once"))
+        assert ended(client, job.id).state is JobState.SUCCEEDED
+        assert "attempt 1 ended: driver lost" in hush("show", job.id)[1]
+        assert [attempt["number"] for attempt in json.loads(hush("show", job.id, "--json")[1])["attempts"]] == [1, 2]
+
     def test_jobs_of_a_method(self, hush: Hush, client: Client, manifest: Path) -> None:
         job = client.submit(spec(manifest, "waits"))
         assert [found["id"] for found in json.loads(hush("jobs", "--method", "ivon", "--json")[1])] == [job.id]

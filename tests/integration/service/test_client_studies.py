@@ -30,7 +30,7 @@ def study(manifest: Path, **changes: object) -> StudySpec:
 
 
 def test_a_study_from_its_jobs_to_their_comparison(client: AnyClient, manifest: Path) -> None:
-    made = client.create_study(study(manifest))
+    made = client.create_study(study(manifest, name="learns"))
     assert [job.point for job in made.jobs] == [{"method.lr": 0.1}, {"method.lr": 0.2}]
     assert {job.id for job in client.jobs(study=made.id)} == {job.id for job in made.jobs}
     for job in made.jobs:
@@ -38,10 +38,14 @@ def test_a_study_from_its_jobs_to_their_comparison(client: AnyClient, manifest: 
         assert isinstance(ended, JobView)
         assert ended.study_id == made.id
     found = client.study(made.id)
-    assert all(job.state in {JobState.SUCCEEDED, JobState.FAILED} for job in found.jobs)
+    assert {job.state for job in found.jobs} == {JobState.SUCCEEDED}
     comparison = client.comparison(made.id)
     assert (comparison.study_id, comparison.is_final) == (made.id, True)
     assert [point.point for point in comparison.points] == [{"method.lr": 0.1}, {"method.lr": 0.2}]
+    [best] = comparison.best
+    assert best.point == {"method.lr": 0.2}
+    assert best.test is not None
+    assert best.test.mean.accuracy.median == pytest.approx(0.2)
     assert client.comparison_csv(made.id).count("\n") == 3
     with pytest.raises(ConflictError, match="has ended"):
         client.cancel_study(made.id)

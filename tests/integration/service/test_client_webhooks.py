@@ -46,6 +46,7 @@ def test_a_webhook_from_its_registration_to_its_end(client: AnyClient, receiver:
     made = client.create_webhook(receiver.url, [JobState.SUCCEEDED])
     assert made.secret
     assert [(known.id, known.states) for known in client.webhooks()] == [(made.id, [JobState.SUCCEEDED])]
+    assert client.webhook(made.id).url == receiver.url
     job = client.submit(JobSpec.model_validate(spec_json(manifest)))
     wait_until(lambda: [told.status for told in client.deliveries(made.id)] == ["delivered"])
     [told] = client.deliveries(made.id, page=1)

@@ -36,7 +36,9 @@ def test_a_wait_is_half_to_all_of_a_backoff_that_doubles(retry: Retry, num_failu
 
 @given(RETRIES, st.integers(1, 10**6), st.floats(0, 1e9), JITTER)
 def test_who_asks_for_a_wait_gets_it(retry: Retry, num_failures: int, asked_s: float, jitter: float) -> None:
-    assert asked_s <= wait_s(retry, num_failures, asked_s, jitter) <= asked_s + retry.first_wait_s
+    backoff = wait_s(retry, num_failures, None, jitter)
+    assert max(asked_s, backoff) <= wait_s(retry, num_failures, asked_s, jitter)
+    assert wait_s(retry, num_failures, asked_s, jitter) <= max(asked_s + retry.first_wait_s, backoff)
 
 
 @given(RETRIES, st.lists(st.tuples(OUTCOMES, st.floats(0, 60), JITTER), max_size=40), st.booleans())

@@ -112,7 +112,7 @@ def test_rays_word_alone_is_no_success() -> None:
 def test_a_lost_attempt_is_followed_by_another_after_a_while(phase: Phase, reason: Reason) -> None:
     move = the_move(decided(live(JobState.RUNNING, num_failures=1), phase))
     in_4_s = NOW + timedelta(seconds=4)
-    assert move == Move(JobState.RECOVERING, reason, "words", next_attempt=True, not_before=in_4_s)
+    assert move == Move(JobState.RECOVERING, reason, "words", not_before=in_4_s)
 
 
 @pytest.mark.parametrize(("num_failures", "state"), [(2, JobState.RECOVERING), (3, JobState.FAILED)])
@@ -153,7 +153,7 @@ def test_stopped_by_somebody_else() -> None:
 
 def test_an_attempt_that_stopped_by_itself_is_resumed() -> None:
     move = the_move(decided(live(JobState.RUNNING), Phase.SUCCEEDED, outcome="stopped"))
-    assert (move.new, move.reason, move.next_attempt) == (JobState.RECOVERING, Reason.HEARTBEAT_LOST, True)
+    assert (move.new, move.reason) == (JobState.RECOVERING, Reason.HEARTBEAT_LOST)
 
 
 def test_silence_while_ray_is_away() -> None:
@@ -294,19 +294,18 @@ def test_every_move_is_legal_and_every_end_leaves_no_driver(
     assert len(moves) <= 1
     for move in moves:
         assert may_become(state, move.new)
-        assert move.next_attempt == (move.new is JobState.RECOVERING)
-        assert (move.not_before is not None) == move.next_attempt
-        if move.next_attempt:
+        assert (move.not_before is not None) == (move.new is JobState.RECOVERING)
+        if move.new is JobState.RECOVERING:
             assert num_failures < job.job.spec.fault_tolerance.max_failures
         elif phase in {Phase.PENDING, Phase.RUNNING}:
             assert actions.index(Stop(number)) < actions.index(move)
 
 
 def test_ray_is_not_asked_while_heartbeats_come() -> None:
-    assert not needs_asking(live(JobState.RUNNING, beat_s=1), NOW, has_result=False)
-    assert needs_asking(live(JobState.RUNNING, beat_s=1), NOW, has_result=True)
-    assert needs_asking(live(JobState.RUNNING, beat_s=4), NOW, has_result=False)
-    assert needs_asking(live(JobState.STARTING, beat_s=None), NOW, has_result=False)
+    assert not needs_asking(live(JobState.RUNNING, beat_s=1), NOW, ends=False)
+    assert needs_asking(live(JobState.RUNNING, beat_s=1), NOW, ends=True)
+    assert needs_asking(live(JobState.RUNNING, beat_s=4), NOW, ends=False)
+    assert needs_asking(live(JobState.STARTING, beat_s=None), NOW, ends=False)
 
 
 def test_the_last_lines_hold_the_error() -> None:

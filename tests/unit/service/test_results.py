@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from service.cluster.attempts import AttemptFolders
 from service.results.reader import ExampleQuery, Results
 from service.schemas import ExampleSort, ExampleView
-from trainer.run_schema import EXAMPLE_COLUMNS, LabelNoiseRecord
+from trainer.calibration import PredictionCounts
+from trainer.run_schema import EXAMPLE_COLUMNS, EvaluationReport, LabelNoiseRecord
 
 NUM = 500
 
@@ -144,3 +146,30 @@ def test_the_newest_attempt_with_a_journal_is_read(results: Results, folder: Pat
 def test_a_job_without_attempts(results: Results) -> None:
     assert results.metrics("job").series == []
     assert results.evaluation("job", 1) is None
+
+
+def report(epoch: int, accuracy: float) -> EvaluationReport:
+    counts = PredictionCounts(2)
+    counts.add(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    val, averaged = counts.evaluation("val", "clean"), counts.evaluation("val", "clean", 8)
+    splits = {"val": val.model_copy(update={"accuracy": accuracy})}
+    return EvaluationReport(epoch=epoch, step=epoch, classes=("a", "b"), splits=splits, averaged={"val": averaged})
+
+
+def test_headlines_are_those_of_the_newest_evaluation(folder: Path, results: Results) -> None:
+    assert results.headlines("job") is None
+    (folder / "evaluation").mkdir()
+    for epoch in (1, 10, 2):
+        path = folder / "evaluation" / f"epoch_{epoch:04d}.json"
+        path.write_text(report(epoch, epoch / 10).model_dump_json())
+    found = results.headlines("job")
+    assert found is not None
+    assert (found.epoch, found.splits["val"].labels, found.splits["val"].accuracy) == (10, "clean", 1.0)
+    whole = report(10, 1.0)
+    for ours, theirs in ((found.splits, whole.splits), (found.averaged, whole.averaged)):
+        assert {s: h.model_dump() for s, h in ours.items()} == {
+            s: evaluation.model_dump(include={"labels", "accuracy", "nll", "brier", "ece"})
+            for s, evaluation in theirs.items()
+        }
+    (folder / "evaluation" / "epoch_0011.json").write_text("{")
+    assert results.headlines("job") is None

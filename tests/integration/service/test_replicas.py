@@ -1,0 +1,222 @@
+"""Several processes on one database: one leads, another takes over, and one that has slept through that does no harm.
+
+Each is a Reconciler of its own on connections of its own. The cluster they share is a stand-in that writes down what it
+is asked; the clock is given, except where threads race.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from marked_processes import wait_until
+from sqlalchemy import Engine
+
+from service.cluster.attempts import AttemptFolders
+from service.cluster.launcher import DriverStatus, LauncherUnavailableError, Node, Phase
+from service.control.decisions import Policy
+from service.control.early_stop import EarlyStopper
+from service.control.leadership import Leadership
+from service.control.reconciler import World
+from service.control.reconciler_thread import Reconciler
+from service.jobs.records import JobRecord, Submission, TenantLimits
+from service.jobs.states import JobState
+from service.store.database import open_engine
+from service.store.leases import Leases
+from service.store.store import Store
+from service.store.studies import Studies
+from trainer.spec import JobSpec
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+TTL_S = 15.0
+POLICY = Policy(
+    cancel_grace_s=3,
+    cancel_checkpoint_s=100,
+    lost_after_s=60,
+    start_timeout_s=900,
+    linger_s=30,
+    retry_backoff_s=0,
+    retry_backoff_max_s=0,
+)
+SPEC = JobSpec.model_validate({"name": "job", "data": {"manifest": "/m"}})
+
+
+class RecordingCluster:
+    """A cluster that runs whatever it is given for ever, and counts how often it was given it."""
+
+    def __init__(self) -> None:
+        self.submitted: Counter[str] = Counter()
+        self.answers = True
+        self.num_asked = 0
+        self.before_nodes: Callable[[], None] = lambda: None
+        self._lock = threading.Lock()
+
+    def nodes(self) -> Sequence[Node]:
+        self._ask()
+        self.before_nodes()
+        return [Node(1000, 0)]
+
+    def submit(self, submission_id: str, run_dir: Path) -> None:
+        self._ask()
+        with self._lock:
+            self.submitted[submission_id] += 1
+
+    def status(self, submission_id: str) -> DriverStatus:
+        self._ask()
+        return DriverStatus(Phase.RUNNING if submission_id in self.submitted else Phase.LOST)
+
+    def stop(self, submission_id: str) -> None:
+        self._ask()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _ask(self) -> None:
+        self.num_asked += 1
+        if not self.answers:
+            raise LauncherUnavailableError("taken away")
+
+
+class Replicas:
+    """Processes on one database, as far as looking after jobs is concerned."""
+
+    def __init__(self, database_url: str, folder: Path) -> None:
+        self.cluster = RecordingCluster()
+        self._url, self._folder = database_url, folder
+        self._engines: list[Engine] = []
+        self.store = Store(self._engine())
+
+    def add(self, name: str, interval_s: float = 0.01) -> Reconciler:
+        engine = self._engine()
+        folders = AttemptFolders(self._folder, "http://hush", None)
+        early_stop = EarlyStopper(Studies(engine))
+        world = World(Store(engine), self.cluster, folders, POLICY, TenantLimits(), early_stop)
+        return Reconciler(world, Leadership(Leases(engine), name, TTL_S), interval_s)
+
+    def submit(self, now: datetime = NOW) -> JobRecord:
+        return self.store.submit(Submission("default", SPEC), now)[0]
+
+    def state(self, job: JobRecord) -> JobState:
+        found = self.store.get(job.id)
+        assert found is not None
+        return found.state
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.dispose()
+
+    def _engine(self) -> Engine:
+        self._engines.append(open_engine(self._url))
+        return self._engines[-1]
+
+
+@pytest.fixture
+def replicas(database_url: str, tmp_path: Path) -> Iterator[Replicas]:
+    made = Replicas(database_url, tmp_path / "storage")
+    yield made
+    made.close()
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def test_one_leads_and_another_takes_over_when_its_lease_has_ended(replicas: Replicas) -> None:
+    first, second = replicas.add("first"), replicas.add("second")
+    for replica in (first, second):
+        replica.look(NOW)
+    assert (first.is_leader, second.is_leader) == (True, False)
+    job = replicas.submit()
+    second.look(later(14))
+    assert replicas.state(job) is JobState.QUEUED
+    second.look(later(16))
+    assert second.is_leader
+    assert replicas.state(job) is JobState.STARTING
+    first.look(later(17))
+    assert not first.is_leader
+    assert list(replicas.cluster.submitted.values()) == [1]
+
+
+def test_a_leader_that_looks_keeps_its_lease(replicas: Replicas) -> None:
+    first, second = replicas.add("first"), replicas.add("second")
+    for seconds in range(0, 100, 4):
+        first.look(later(seconds))
+        second.look(later(seconds))
+    assert (first.is_leader, second.is_leader) == (True, False)
+
+
+def test_a_leader_that_was_overtaken_in_the_middle_of_a_look_changes_nothing_more(replicas: Replicas) -> None:
+    slow, fast = replicas.add("slow"), replicas.add("fast")
+    job = replicas.submit()
+
+    def sleep_through_the_lease() -> None:
+        replicas.cluster.before_nodes = lambda: None
+        fast.look(later(20))
+        assert replicas.state(job) is JobState.STARTING
+
+    replicas.cluster.before_nodes = sleep_through_the_lease
+    slow.look(NOW)
+    assert (slow.is_leader, fast.is_leader) == (False, True)
+    assert list(replicas.cluster.submitted.values()) == [1]
+    followed = replicas.store.follow(job.id, 0, 100)
+    assert followed is not None
+    assert [event.state for event in followed[1]] == [JobState.QUEUED, JobState.STARTING]
+    [attempt] = replicas.store.attempts(job.id)
+    assert attempt.submitted_at == later(20)
+
+
+def test_a_cluster_that_is_away_is_asked_once_a_look(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    jobs = [replicas.submit() for _ in range(5)]
+    leader.look(NOW)
+    replicas.cluster.answers, replicas.cluster.num_asked = False, 0
+    waiting = replicas.submit()
+    leader.look(later(1))
+    assert replicas.cluster.num_asked == 1
+    assert {replicas.state(job) for job in jobs} == {JobState.STARTING}
+    assert replicas.state(waiting) is JobState.QUEUED
+
+
+def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    job = replicas.submit()
+    leader.look(NOW)
+    replicas.cluster.answers = False
+    leader.look(later(1000))  # the service was away for long, and Ray is yet
+    assert replicas.state(job) is JobState.STARTING
+    for seconds in range(1000, 1060, 10):
+        leader.look(later(seconds))
+    assert replicas.state(job) is JobState.STARTING
+    leader.look(later(1061))
+    assert replicas.state(job) is JobState.RECOVERING
+
+
+@contextmanager
+def running(reconcilers: list[Reconciler]) -> Iterator[None]:
+    for reconciler in reconcilers:
+        reconciler.start()
+    try:
+        yield
+    finally:
+        for reconciler in reconcilers:
+            reconciler.stop()
+
+
+def test_many_that_race_launch_each_job_once(replicas: Replicas) -> None:
+    reconcilers = [replicas.add(name) for name in ("a", "b", "c")]
+    with running(reconcilers):
+        jobs = [replicas.submit(datetime.now(UTC)) for _ in range(30)]
+        wait_until(lambda: all(replicas.state(job) is JobState.STARTING for job in jobs), "all jobs have started")
+        assert sum(reconciler.is_leader for reconciler in reconcilers) == 1
+        leader = next(reconciler for reconciler in reconcilers if reconciler.is_leader)
+        leader.stop()  # in an orderly way: it gives its lease back
+        more = [replicas.submit(datetime.now(UTC)) for _ in range(3)]
+        wait_until(lambda: all(replicas.state(job) is JobState.STARTING for job in more), "the next one leads")
+        assert not leader.is_leader
+    names = {f"job-{job.id}-a1" for job in jobs + more}
+    assert replicas.cluster.submitted == Counter(dict.fromkeys(names, 1))
