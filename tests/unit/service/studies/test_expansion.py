@@ -203,6 +203,24 @@ def test_what_is_no_study(changes: dict[str, Any]) -> None:
         study(**changes)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PARTS = ["", "data", "method", "kind", "rho", "seed", "corruption", "manifest", "target", "rate", "x"]
+PATHS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map(".".join) | st.text(max_size=5)
+
+
+@given(st.dictionaries(PATHS, JSON | st.just("sam"), max_size=3), st.dictionaries(st.sampled_from(PARTS), JSON))
+def test_whatever_is_asked_for_is_a_study_or_said_to_be_none(point: dict[str, Any], base: dict[str, Any]) -> None:
+    try:
+        jobs = expand(study(base=SAM | base, points=[point], grid={"method.rho": [0, 0.5]}))
+    except (SpecError, ValidationError):
+        return  # told, and nothing else is raised
+    assert len(jobs) == 3
+
+
 def test_the_example_is_a_study() -> None:
     content = yaml.safe_load((Path(__file__).parents[4] / "examples/digits-study.yaml").read_text())
     jobs = expand(StudySpec.model_validate(content))
