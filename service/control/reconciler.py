@@ -160,9 +160,11 @@ class _Look:
 
     def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:
         """Read the result's checksums only when they decide something: a large model takes seconds to read."""
+        policy = self._world.policy
         silent_s = silence_s(live, self._now, self._watch.listening_since)
         age_s = None if written_at is None else self._now.timestamp() - written_at
-        if lives(driver) and (age_s is None or age_s <= self._world.policy.linger_s):
+        lingers = lives(driver) and age_s is not None and age_s > policy.linger_s
+        if (driver is None or lives(driver)) and not lingers and silent_s <= policy.lost_after_s:
             return Seen(driver, silent_s)
         folder = self._world.folders.path(live.job.id, live.attempt.number)
         try:

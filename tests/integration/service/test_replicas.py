@@ -6,6 +6,7 @@ is asked; the clock is given, except where threads race.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from service.store.database import open_engine
 from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
+from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult, Heartbeat, Progress
 from trainer.spec import JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -194,6 +196,35 @@ def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Re
     assert replicas.state(job) is JobState.STARTING
     leader.look(later(1061))
     assert replicas.state(job) is JobState.RECOVERING
+
+
+def write_result(folder: Path, job: JobRecord, written_at: datetime) -> None:
+    """What an attempt leaves that has ended well."""
+    result = AttemptResult(
+        job_id=job.id, attempt=1, outcome="succeeded", num_epochs=1, num_steps=1, metrics={}, files={}
+    )
+    (folder / RESULT_FILE).write_text(result.model_dump_json())
+    os.utime(folder / RESULT_FILE, (written_at.timestamp(), written_at.timestamp()))
+
+
+@pytest.mark.parametrize("ray_answers", [True, False])
+def test_a_silent_attempt_is_not_lost_if_its_result_is_complete(
+    replicas: Replicas, tmp_path: Path, ray_answers: bool
+) -> None:
+    leader = replicas.add("leader")
+    job = replicas.submit()
+    leader.look(NOW)
+    folder = tmp_path / "storage" / "jobs" / job.id / "attempt-1"
+    token = AttemptContext.model_validate_json((folder / ATTEMPT_FILE).read_bytes()).heartbeat_token
+    beat = Heartbeat(progress=Progress(phase="finishing", epoch=1, num_epochs=1, step=1, num_steps=1))
+    replicas.store.heartbeat(job.id, 1, token or "", beat, NOW)
+    write_result(folder, job, later(50))
+    replicas.cluster.answers = ray_answers
+    for seconds in range(10, 61, 10):
+        leader.look(later(seconds))
+    assert replicas.state(job) is JobState.RUNNING
+    leader.look(later(61))
+    assert replicas.state(job) is JobState.SUCCEEDED
 
 
 @contextmanager
