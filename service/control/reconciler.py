@@ -38,6 +38,7 @@ from service.control.decisions import (
 )
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
+from service.control.machines import Machines
 from service.control.queue import Limits, plan_queue, refuse
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
@@ -82,6 +83,7 @@ class World:
     limits: TenantLimits
     """Of tenants that have none of their own."""
     early_stop: EarlyStopper
+    machines: Machines = field(default_factory=Machines)
     tracer: Tracer = field(default_factory=NoOpTracer)
 
 
@@ -194,7 +196,8 @@ class _Look:
         if nodes is None:
             return
         limits = Limits(self._world.limits, self._store.tenant_limits())
-        for job, move in refuse(self._with_newcomers(waiting), nodes, limits):
+        judged_from = self._world.machines.judged_from(nodes, self._now, self._world.policy.start_timeout_s)
+        for job, move in refuse(self._with_newcomers(waiting), nodes, limits, judged_from):
             with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, move)
         for job, move in plan_queue(waiting, self._store.active(), nodes, limits, self._now):

@@ -55,13 +55,14 @@ class RecordingCluster:
         self.submitted: Counter[str] = Counter()
         self.answers = True
         self.num_asked = 0
+        self.machines = [Node(1000, 0)]
         self.before_nodes: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
     def nodes(self) -> Sequence[Node]:
         self._ask()
         self.before_nodes()
-        return [Node(1000, 0)]
+        return self.machines
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
         self._ask()
@@ -196,6 +197,25 @@ def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Re
     assert replicas.state(job) is JobState.STARTING
     leader.look(later(1061))
     assert replicas.state(job) is JobState.RECOVERING
+
+
+def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    head, machine = Node(0, 0), Node(1, 0)
+    replicas.cluster.machines = [head, machine]
+    first, waiting = replicas.submit(later(-1)), replicas.submit()
+    leader.look(NOW)
+    assert (replicas.state(first), replicas.state(waiting)) == (JobState.STARTING, JobState.QUEUED)
+    replicas.cluster.machines = [head]
+    leader.look(later(1))
+    late = replicas.submit(later(2))
+    leader.look(later(3))
+    assert replicas.state(waiting) is JobState.QUEUED
+    assert replicas.state(late) is JobState.FAILED, "who comes now is told at once"
+    leader.look(later(901))
+    assert replicas.state(waiting) is JobState.QUEUED
+    leader.look(later(902))
+    assert replicas.state(waiting) is JobState.FAILED, "it has not come back"
 
 
 def write_result(folder: Path, job: JobRecord, written_at: datetime) -> None:
