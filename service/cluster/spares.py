@@ -111,7 +111,8 @@ class Spares:
 
         What an attempt was handed to stays on record: it must not be started again elsewhere.
         """
-        if self.hand_over(spare.id, None):
+        self.hand_over(spare.id, None)
+        if not self.has_attempt(spare):
             shutil.rmtree(spare.folder, ignore_errors=True)
         (self._open / spare.id).unlink(missing_ok=True)
 
