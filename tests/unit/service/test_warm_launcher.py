@@ -167,3 +167,18 @@ def test_closing_sends_the_spare_home(launcher: WarmLauncher, spares: Spares) ->
     spare = only(spares.waiting())
     launcher.close()
     assert handed_over(spare.folder) == Handover(attempt_dir=None)
+
+
+def test_files_that_a_power_cut_left_empty_keep_nobody_waiting(
+    launcher: WarmLauncher, cluster: FolderCluster, spares: Spares, tmp_path: Path
+) -> None:
+    launcher.keep_once()
+    spare, run_dir = only(spares.waiting()), attempt_in(tmp_path / "attempt-1")
+    launcher.submit(JOB, run_dir)
+    cluster.stop(spare.id)
+    for path in (spares.root / "open" / spare.id, spares.root / "launches" / JOB, spare.folder / "handover.json"):
+        path.write_bytes(b"")
+    assert launcher.status(JOB).phase is Phase.LOST
+    mark(run_dir, "first_step")
+    launcher.keep_once()
+    assert only(spares.waiting()) != spare
