@@ -157,7 +157,10 @@ class _Look:
         seen = self._see(live, driver, written_at)
         if seen.outcome is not None:
             failpoint(Failpoint.RESULT_VERIFIED)
-        for action in decide(live, seen, self._now, self._world.policy):
+        actions = decide(live, seen, self._now, self._world.policy)
+        if any(isinstance(action, Stop) for action in actions):
+            self._store.confirm(live.job, self._watch.fence)  # no write by itself, but who leads by now may know better
+        for action in actions:
             self._execute(action, live)
 
     def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:

@@ -32,7 +32,7 @@ from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
 from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult, Heartbeat, Progress
-from trainer.spec import JobSpec
+from trainer.spec import FaultToleranceSpec, JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TTL_S = 15.0
@@ -56,7 +56,9 @@ class RecordingCluster:
         self.answers = True
         self.num_asked = 0
         self.machines = [Node(1000, 0)]
+        self.stopped: list[str] = []
         self.before_nodes: Callable[[], None] = lambda: None
+        self.before_status: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
     def nodes(self) -> Sequence[Node]:
@@ -71,10 +73,12 @@ class RecordingCluster:
 
     def status(self, submission_id: str) -> DriverStatus:
         self._ask()
+        self.before_status()
         return DriverStatus(Phase.RUNNING if submission_id in self.submitted else Phase.LOST)
 
     def stop(self, submission_id: str) -> None:
         self._ask()
+        self.stopped.append(submission_id)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -101,8 +105,8 @@ class Replicas:
         world = World(Store(engine), self.cluster, folders, POLICY, TenantLimits(), early_stop)
         return Reconciler(world, Leadership(Leases(engine), name, TTL_S), interval_s)
 
-    def submit(self, now: datetime = NOW) -> JobRecord:
-        return self.store.submit(Submission("default", SPEC), now)[0]
+    def submit(self, now: datetime = NOW, spec: JobSpec = SPEC) -> JobRecord:
+        return self.store.submit(Submission("default", spec), now)[0]
 
     def state(self, job: JobRecord) -> JobState:
         found = self.store.get(job.id)
@@ -218,6 +222,32 @@ def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Rep
     assert replicas.state(waiting) is JobState.FAILED, "it has not come back"
 
 
+def beat(replicas: Replicas, folder: Path, job: JobRecord) -> None:
+    """The first and last heartbeat of an attempt."""
+    token = AttemptContext.model_validate_json((folder / ATTEMPT_FILE).read_bytes()).heartbeat_token
+    told = Heartbeat(progress=Progress(phase="finishing", epoch=1, num_epochs=1, step=1, num_steps=1))
+    replicas.store.heartbeat(job.id, 1, token or "", told, NOW)
+
+
+def test_a_leader_that_was_overtaken_stops_no_driver(replicas: Replicas, tmp_path: Path) -> None:
+    slow, fast = replicas.add("slow"), replicas.add("fast")
+    job = replicas.submit(spec=SPEC.model_copy(update={"fault_tolerance": FaultToleranceSpec(max_failures=0)}))
+    slow.look(NOW)
+    beat(replicas, tmp_path / "storage" / "jobs" / job.id / "attempt-1", job)
+    for seconds in range(10, 61, 10):
+        slow.look(later(seconds))
+
+    def sleep_through_the_lease() -> None:
+        replicas.cluster.before_status = lambda: None
+        fast.look(later(90))  # which has just begun to listen
+
+    replicas.cluster.before_status = sleep_through_the_lease
+    slow.look(later(61))
+    assert (slow.is_leader, fast.is_leader) == (False, True)
+    assert replicas.cluster.stopped == []
+    assert replicas.state(job) is JobState.RUNNING
+
+
 def write_result(folder: Path, job: JobRecord, written_at: datetime) -> None:
     """What an attempt leaves that has ended well."""
     result = AttemptResult(
@@ -235,9 +265,7 @@ def test_a_silent_attempt_is_not_lost_if_its_result_is_complete(
     job = replicas.submit()
     leader.look(NOW)
     folder = tmp_path / "storage" / "jobs" / job.id / "attempt-1"
-    token = AttemptContext.model_validate_json((folder / ATTEMPT_FILE).read_bytes()).heartbeat_token
-    beat = Heartbeat(progress=Progress(phase="finishing", epoch=1, num_epochs=1, step=1, num_steps=1))
-    replicas.store.heartbeat(job.id, 1, token or "", beat, NOW)
+    beat(replicas, folder, job)
     write_result(folder, job, later(50))
     replicas.cluster.answers = ray_answers
     for seconds in range(10, 61, 10):
