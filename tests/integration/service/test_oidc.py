@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,30 @@ class TestKeys:
         provider.is_away = False
         clock.now += COOL_DOWN_S
         assert oidc.principal(token, now())
+
+    def test_whose_key_is_known_does_not_wait_for_a_provider_that_hangs(self) -> None:
+        known, asked, answer = KeySet([RSAKey.import_key(SOME_KEY)]), threading.Event(), threading.Event()
+
+        def fetch() -> KeySet:
+            if hangs.is_set():
+                asked.set()
+                assert answer.wait(60)
+            return known
+
+        jwks, hangs = Jwks(fetch), threading.Event()
+        assert jwks.keys("one", 0) is known
+        hangs.set()
+        later = FRESH_S + 1
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(jwks.keys, "one", later)
+            try:
+                assert asked.wait(60)
+                assert jwks.keys("one", later) is known
+                with pytest.raises(IdentityProviderAwayError, match="slow"):
+                    jwks.keys("two", later)
+            finally:
+                answer.set()
+            assert first.result(60) is known
 
     def test_a_configuration_of_somebody_else_is_refused(self, provider: IdentityProvider) -> None:
         with pytest.raises(IdentityProviderAwayError, match="another issuer"):
