@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from identity_provider import AUDIENCE, IdentityProvider, identity_provider
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from service_stand_ins import RunningService, SubprocessLauncher, running_service
 
@@ -66,6 +66,13 @@ def test_claims_make_a_principal(provider: IdentityProvider) -> None:
     assert oidc.principal(token, now()) == Principal("vision", Role.SUBMITTER, "Ada L.", "oidc:ada")
     assert oidc.principal(provider.token(aud=["other", AUDIENCE]), now()).name == "ada"
     assert provider.num_fetches == 1, "keys are kept"
+
+
+def test_claims_that_are_no_text(provider: IdentityProvider) -> None:
+    claims = json.dumps(provider.claims(preferred_username="Ada\ud800", sub="\udfff"))
+    token = jws.serialize_compact({"alg": "RS256", "kid": "one"}, claims.encode(), provider.key)
+    principal = oidc_of(provider).principal(token, now())
+    assert (principal.name, principal.id) == ("Ada?", "oidc:?")
 
 
 def test_claims_elsewhere(provider: IdentityProvider) -> None:
