@@ -54,6 +54,9 @@ bench-data: setup | $(UV) ## Time loading beside webdataset, streaming and Image
 bench-start: setup ## Time the way from a POST to the first step beside a bare `ray job submit`: ten minutes
 	$(RUN)/python -m benchmarks.start
 
+bench-api: setup ## Time the API with 100,000 jobs stored, on SQLite and PostgreSQL, and follow events with 200 clients
+	$(RUN)/python -m benchmarks.api
+
 clean: ## Remove what make made here: the environment, caches
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
