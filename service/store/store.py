@@ -31,7 +31,14 @@ from service.jobs.records import (
 )
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.database import writing
-from service.store.queue import read_active, read_limits, read_newcomers, read_overdue, read_waiting
+from service.store.queue import (
+    read_active,
+    read_has_waiting,
+    read_limits,
+    read_newcomers,
+    read_overdue,
+    read_waiting,
+)
 from service.store.tables import attempts, job_events, jobs
 from service.store.writes import (
     find_attempt,
@@ -191,6 +198,11 @@ class Store:
         """Jobs that may have a driver, with their current attempts, oldest first."""
         with self._engine.begin() as connection:
             return read_active(connection)
+
+    def has_waiting(self) -> bool:
+        """Whether any job waits for its turn."""
+        with self._engine.begin() as connection:
+            return read_has_waiting(connection)
 
     def waiting(self, num_per_tenant: int) -> list[WaitingJob]:
         """Jobs that wait for their turn, by priority, then age: of each tenant the first ones."""

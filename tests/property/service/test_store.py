@@ -342,6 +342,7 @@ class StoreMachine(RuleBasedStateMachine):
         waiting.sort(key=lambda model: (-model.submission.spec.scheduling.priority, model.id))
         found = self.store.waiting(num_per_tenant=1)
         assert [(job.id, job.attempt) for job in self.store.waiting(MAX_JOBS)] == [(m.id, m.attempt) for m in waiting]
+        assert self.store.has_waiting() == bool(waiting)
         assert [job.id for job in found] == [m.id for m in first_of_each_tenant(waiting)]
         queued = {model.id for model in waiting if model.state is JobState.QUEUED}
         assert {job.id for job in self.store.newcomers("0" * 26, MAX_JOBS)} == queued
