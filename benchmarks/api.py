@@ -33,6 +33,7 @@ from service.store.tables import jobs
 from tests import postgres_server
 from tests.sample_data import build_digits
 
+DATABASES = ("sqlite", "postgresql")
 NUM_FEW = 1_000
 NUM_IDS = 500
 Latency = dict[str, dict[str, Latencies]]
@@ -43,6 +44,7 @@ Latency = dict[str, dict[str, Latencies]]
 class Options:
     """How much is measured."""
 
+    databases: Sequence[str]
     num_jobs: int
     num_clients: int
     num_rounds: int
@@ -120,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hush-bench-") as name:
         folder = Path(name)
         build_digits(folder / "shards")
-        for kind in ("sqlite", "postgresql"):
+        for kind in options.databases:
             found[kind] = measure(kind, folder / "shards" / "manifest.json", folder, options)
             _print(kind, *found[kind])
     follow = [findings for _, findings in found.values()]
@@ -150,7 +152,8 @@ def _print(kind: str, latency: Latency, findings: api_follow.Findings) -> None:
             figures = of.summary()
             print(
                 f"{kind:10} {name:5} {size:5} p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
-                f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests"
+                f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests",
+                flush=True,
             )
     print(
         f"{kind:10} {findings.num_followers} followers: {findings.num_events} events, {findings.num_missed} missed,"
@@ -162,6 +165,7 @@ def _print(kind: str, latency: Latency, findings: api_follow.Findings) -> None:
 
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.api", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=24, help="of each kind of request, on each server in turn")
@@ -169,7 +173,15 @@ def _options() -> Options:
     parser.add_argument("--followers", type=int, default=200)
     parser.add_argument("--follow-seconds", type=float, default=60.0)
     given = parser.parse_args()
-    return Options(given.jobs, given.clients, given.rounds, given.seconds, given.followers, given.follow_seconds)
+    return Options(
+        databases=given.databases,
+        num_jobs=given.jobs,
+        num_clients=given.clients,
+        num_rounds=given.rounds,
+        seconds=given.seconds,
+        num_followers=given.followers,
+        follow_s=given.follow_seconds,
+    )
 
 
 if __name__ == "__main__":
