@@ -106,8 +106,13 @@ def measure(kind: str, manifest: Path, folder: Path, options: Options) -> tuple[
             "page": {size: api_load.get_pages(ids[size]) for size in sizes},
             "post": {size: api_load.post_jobs(str(manifest)) for size in sizes},
         }
-        latency = {name: race(clients, apis, calls, options) for name, calls in kinds.items()}
-        return latency, api_follow.measure(apis["many"], options.num_followers, options.follow_s)
+        latency: Latency = {}
+        for name, calls in kinds.items():
+            latency[name] = race(clients, apis, calls, options)
+            _print_latency(kind, name, latency[name])
+        findings = api_follow.measure(apis["many"], options.num_followers, options.follow_s)
+        _print_findings(kind, findings)
+        return latency, findings
 
 
 def page_p99_ratio(latency: Latency) -> float:
@@ -124,7 +129,6 @@ def main() -> None:
         build_digits(folder / "shards")
         for kind in options.databases:
             found[kind] = measure(kind, folder / "shards" / "manifest.json", folder, options)
-            _print(kind, *found[kind])
     follow = [findings for _, findings in found.values()]
     summary = {
         "bench": "api",
@@ -146,15 +150,17 @@ def _summary(latency: Latency, findings: api_follow.Findings) -> dict[str, objec
     }
 
 
-def _print(kind: str, latency: Latency, findings: api_follow.Findings) -> None:
-    for name, sizes in latency.items():
-        for size, of in sizes.items():
-            figures = of.summary()
-            print(
-                f"{kind:10} {name:5} {size:5} p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
-                f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests",
-                flush=True,
-            )
+def _print_latency(kind: str, name: str, sizes: dict[str, Latencies]) -> None:
+    for size, of in sizes.items():
+        figures = of.summary()
+        print(
+            f"{kind:10} {name:5} {size:5} p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
+            f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests",
+            flush=True,
+        )
+
+
+def _print_findings(kind: str, findings: api_follow.Findings) -> None:
     print(
         f"{kind:10} {findings.num_followers} followers: {findings.num_events} events, {findings.num_missed} missed,"
         f" {findings.num_wrong} told wrong, {findings.num_progress} progress; {findings.rss_mb_before} MB before,"
