@@ -66,7 +66,8 @@ def open_parts(settings: Settings, launcher: Launcher | None, made: Made) -> Con
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
     limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
     studies = Studies(engine)
-    world = World(store, launcher, folders, _policy(settings), limits, EarlyStopper(studies), made.tracing.tracer)
+    early_stop, tracer = EarlyStopper(studies), made.tracing.tracer
+    world = World(store, launcher, folders, _policy(settings), limits, early_stop, tracer=tracer)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
     known, webhooks = Tokens(engine), Webhooks(engine)
