@@ -82,6 +82,7 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
     app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
     app.include_router(metrics_routes.router)
+    app.webhooks.include_router(webhook_routes.sent)
     return app
 
 

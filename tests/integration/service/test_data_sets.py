@@ -109,7 +109,7 @@ def test_what_is_refused(service: RunningService, manifest: Path, tmp_path: Path
         ("http://169.254.169.254/manifest.json", "is an address, and none is allowed"),
         ("pipe:cat /etc/passwd", "is not read"),
         ("/\u0000", "is not a path"),
-        ("/\ud800", "is not a path"),
+        ("/\ud800", "must be a valid string"),
         ("", "at least 1 character"),
     ):
         code, problem = post(service, name="other", manifest=wrong)
