@@ -194,7 +194,7 @@ class _Look:
     # ----------------------------------------------------------------------------------------------- what waits
 
     def _serve_queue(self) -> None:
-        waiting = self._store.waiting(WINDOW)
+        waiting = self._store.waiting(WINDOW, self._now)
         nodes = self._nodes() if waiting else None
         if nodes is None:
             return
