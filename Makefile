@@ -17,8 +17,8 @@ demo: setup ## Run the main job end to end: digits with 30% wrong labels, two jo
 serve: setup ## Start the service on this machine and leave it running until Ctrl-C
 	$(RUN)/hush serve
 
-test: setup ## Run all tests
-	$(RUN)/pytest
+test: setup ## Run all tests, on two cores
+	$(RUN)/pytest -n 2 --dist loadgroup
 
 test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
 	$(RUN)/pytest tests/api -s --api-examples 40
@@ -27,7 +27,7 @@ test-kill: setup ## Kill every process of the service and of Ray, in turn, while
 	$(RUN)/pytest tests/kill -s --kill-rounds 36
 
 test-fast: setup ## Run the tests that need no servers (a minute or two)
-	$(RUN)/pytest -m "not slow"
+	$(RUN)/pytest -n 2 --dist loadgroup -m "not slow"
 
 check: setup ## Lint, format, types, import rules
 	$(RUN)/ruff check .
@@ -53,6 +53,9 @@ bench-data: setup | $(UV) ## Time loading beside webdataset, streaming and Image
 
 bench-start: setup ## Time the way from a POST to the first step beside a bare `ray job submit`: ten minutes
 	$(RUN)/python -m benchmarks.start
+
+bench-api: setup ## Time the API with 100,000 jobs stored, on SQLite and PostgreSQL, and follow events with 200 clients
+	$(RUN)/python -m benchmarks.api
 
 clean: ## Remove what make made here: the environment, caches
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

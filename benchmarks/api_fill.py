@@ -1,56 +1,98 @@
-"""Databases with many jobs in them: a few live through the store itself, the others are copies of their rows."""
+"""Databases with many jobs: a few live through the store itself, the others are copies of their rows."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Engine, Table, insert, select
+from sqlalchemy import Column, Connection, Engine, MetaData, String, Table, case, insert, select
 
 from service.jobs.ids import new_id
 from service.jobs.records import JobRecord, Submission, Transition
 from service.jobs.states import JobState, Reason
 from service.store.database import writing
 from service.store.store import Store
-from service.store.tables import attempts, job_events, jobs
+from service.store.tables import UtcDateTime, attempts, job_events, jobs
 from service.store.writes import hash_token
 from trainer.run_schema import EpochSummary, Heartbeat, Progress
 from trainer.spec import JobSpec
 
 TENANT = "default"
-METHODS = ("ivon", "sgd", "adamw", "sam")
-NUM_NAMES = 500
-NUM_EPOCHS = 3
-BATCH = 1000
 OTHER_TENANTS = ("team-a", "team-b")
-Row = dict[str, object]
+METHODS = ("ivon", "sgd", "adamw", "sam")
+NUM_EPOCHS = 3
+JOBS_PER_NAME = 100
+"""So that a page of one name is as full in a small database as in a large one."""
 
+_ENDS = {JobState.SUCCEEDED: 88, JobState.FAILED: 7, JobState.CANCELLED: 4, JobState.QUEUED: 1}
+"""How many of 100 jobs end so."""
+_REASONS = {
+    JobState.SUCCEEDED: Reason.RESULT_COMPLETE,
+    JobState.FAILED: Reason.WORKER_LOST,
+    JobState.CANCELLED: Reason.USER_CANCELLED,
+}
 
-@dataclass(frozen=True)
-class Template:
-    """A job's rows, as the store wrote them."""
-
-    job: Row
-    attempts: Sequence[Row]
-    events: Sequence[Row]
+_COPIES = Table(
+    "bench_copies",
+    MetaData(),
+    Column("id", String(26), primary_key=True),
+    Column("template", String(26)),
+    Column("tenant", String(64)),
+    Column("name", String(200)),
+    Column("at", UtcDateTime),
+    prefixes=["TEMPORARY"],
+)
+"""Which job is to be a copy of which one."""
 
 
 def fill(engine: Engine, num_jobs: int, manifest: str) -> None:
     """Store `num_jobs` jobs: of 100, 88 have succeeded, 7 failed, 4 were cancelled and one waits."""
     store, draw = Store(engine), random.Random(0)
-    templates = [_template(engine, store, method, end, manifest) for method in METHODS for end in _ENDS]
-    weights = [_ENDS[end] for _ in METHODS for end in _ENDS]
-    began = datetime.now(UTC) - timedelta(seconds=num_jobs)
-    num_left = num_jobs - len(templates)
-    for start in range(0, num_left, BATCH):
-        numbers = range(start, min(start + BATCH, num_left))
-        chosen = draw.choices(templates, weights, k=len(numbers))
-        _insert(engine, [_copy(t, n, began + timedelta(seconds=n), draw) for n, t in zip(numbers, chosen, strict=True)])
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:  # what its autovacuum would have done by the next minute
-            connection.exec_driver_sql("ANALYZE")
+    templates = {_live(store, method, end, manifest): share for method in METHODS for end, share in _ENDS.items()}
+    copies = list(_copies(num_jobs - len(templates), templates, draw))
+    with writing(engine).begin() as connection:
+        _COPIES.create(connection)
+        connection.execute(insert(_COPIES), copies)
+        for table in (jobs, attempts, job_events):
+            _copy_rows(connection, table)
+        _COPIES.drop(connection)
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("ANALYZE")  # what its autovacuum would have done by the next minute
+
+
+def _copies(num_copies: int, templates: dict[str, int], draw: random.Random) -> Iterator[dict[str, object]]:
+    """A second apart, the last of them now."""
+    began = datetime.now(UTC) - timedelta(seconds=num_copies)
+    num_names = max(8, num_copies // JOBS_PER_NAME)
+    chosen = draw.choices(list(templates), list(templates.values()), k=num_copies)
+    for number, template in enumerate(chosen):
+        at = began + timedelta(seconds=number)
+        yield {
+            "id": new_id(at, draw.getrandbits(80)),
+            "template": template,
+            "tenant": draw.choices((TENANT, *OTHER_TENANTS), (90, 5, 5))[0],
+            "name": f"job-{number % num_names}",
+            "at": at,
+        }
+
+
+def _copy_rows(connection: Connection, table: Table) -> None:
+    """Rows of a table for all copies: those of their templates, with another id, tenant, name and time."""
+    of_job = table.c.id if table is jobs else table.c.job_id
+    new = {of_job: _COPIES.c.id} | ({jobs.c.tenant: _COPIES.c.tenant, jobs.c.name: _COPIES.c.name})
+    columns: Sequence[Column[Any]] = [column for column in table.columns if column is not job_events.c.id]
+    values = [new.get(column, _moved(column)) for column in columns]
+    query = select(*values).join_from(_COPIES, table, _COPIES.c.template == of_job)
+    query = query.order_by(_COPIES.c.id, *table.primary_key.columns)
+    connection.execute(insert(table).from_select([column.name for column in columns], query))
+
+
+def _moved(column: Column[Any]) -> Any:
+    """The column's value; a time, where there is one, becomes that of the copy."""
+    is_time = isinstance(column.type, UtcDateTime)
+    return case((column.is_not(None), _COPIES.c.at)).label(column.name) if is_time else column
 
 
 def _spec(method: str, manifest: str) -> JobSpec:
@@ -58,12 +100,13 @@ def _spec(method: str, manifest: str) -> JobSpec:
     return JobSpec.model_validate(asked)
 
 
-def _template(engine: Engine, store: Store, method: str, end: JobState, manifest: str) -> Template:
+def _live(store: Store, method: str, end: JobState, manifest: str) -> str:
+    """The id of a job that has lived until `end`."""
     job, _ = store.submit(Submission(TENANT, _spec(method, manifest)), datetime.now(UTC))
     store.set_token(job.id, 1, hash_token(job.id))
     if end is not JobState.QUEUED:
         _live_through(store, job, end)
-    return Template(_rows(engine, jobs, job.id)[0], _rows(engine, attempts, job.id), _rows(engine, job_events, job.id))
+    return job.id
 
 
 def _live_through(store: Store, job: JobRecord, end: JobState) -> None:
@@ -75,54 +118,9 @@ def _live_through(store: Store, job: JobRecord, end: JobState) -> None:
         progress = Progress(
             phase="training", epoch=epoch, num_epochs=NUM_EPOCHS, step=epoch * 100, num_steps=NUM_EPOCHS * 100, loss=0.5
         )
-        beat = Heartbeat(progress=progress, finished_epochs=(summary,))
-        store.heartbeat(job.id, 1, job.id, beat, now)
-    change = Transition(job.id, 1, JobState.RUNNING, end, _REASONS[end])
+        store.heartbeat(job.id, 1, job.id, Heartbeat(progress=progress, finished_epochs=(summary,)), now)
+    state = JobState.RUNNING
     if end is JobState.CANCELLED:
         store.request_cancel(job.id, now)
-        change = Transition(job.id, 1, JobState.CANCELLING, end, _REASONS[end])
-    store.transition(change, now)
-
-
-_ENDS = {JobState.SUCCEEDED: 88, JobState.FAILED: 7, JobState.CANCELLED: 4, JobState.QUEUED: 1}
-_REASONS = {
-    JobState.SUCCEEDED: Reason.RESULT_COMPLETE,
-    JobState.FAILED: Reason.WORKER_LOST,
-    JobState.CANCELLED: Reason.USER_CANCELLED,
-}
-
-
-def _rows(engine: Engine, table: Table, job_id: str) -> list[Row]:
-    """A job's rows, without what the database counts up."""
-    column = table.c.id if table is jobs else table.c.job_id
-    with engine.begin() as connection:
-        found = [dict(row) for row in connection.execute(select(table).where(column == job_id)).mappings()]
-    return [{k: v for k, v in row.items() if table is not job_events or k != "id"} for row in found]
-
-
-def _copy(template: Template, number: int, at: datetime, draw: random.Random) -> Template:
-    """The same life at another time, under another id and name."""
-    job_id = new_id(at, draw.getrandbits(80))
-    tenant = TENANT if number % 10 else draw.choice(OTHER_TENANTS)
-    job = {**_moved(template.job, at), "id": job_id, "tenant": tenant, "name": f"job-{number % NUM_NAMES}"}
-    return Template(
-        job,
-        [{**_moved(row, at), "job_id": job_id} for row in template.attempts],
-        [{**_moved(row, at), "job_id": job_id} for row in template.events],
-    )
-
-
-def _moved(row: Row, at: datetime) -> Row:
-    return {key: at if isinstance(value, datetime) else value for key, value in row.items()}
-
-
-def _insert(engine: Engine, batch: Sequence[Template]) -> None:
-    with writing(engine).begin() as connection:
-        for table, rows in _by_table(batch):
-            connection.execute(insert(table), rows)
-
-
-def _by_table(batch: Sequence[Template]) -> Iterator[tuple[Table, list[Row]]]:
-    yield jobs, [one.job for one in batch]
-    yield attempts, [row for one in batch for row in one.attempts]
-    yield job_events, [row for one in batch for row in one.events]
+        state = JobState.CANCELLING
+    store.transition(Transition(job.id, 1, state, end, _REASONS[end]), now)

@@ -51,6 +51,7 @@ def train(
         while position.epoch <= run.spec.schedule.epochs:
             train_epoch(run, position)
             if run.is_over():
+                run.pulse.enter("finishing", epoch=position.epoch - 1, step=position.step)  # the service gives it time
                 save_checkpoint(run, position)
                 break
             finish_epoch(run, position)

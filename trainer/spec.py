@@ -110,7 +110,8 @@ class FaultToleranceSpec(Spec):
     """What happens when something breaks."""
 
     max_failures: int = Field(default=3, ge=0, le=100)
-    """Restarts from the last checkpoint before the job is FAILED: of an attempt's workers, and of lost attempts."""
+    """Attempts after the first, each from the last checkpoint, before the job is FAILED: an attempt that is lost counts
+    once, whatever broke. Within each, Ray Train starts workers that died again up to as many times, uncounted."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Checkpoint inside an epoch every n steps; unset: at the end of each epoch only."""
 

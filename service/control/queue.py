@@ -88,14 +88,24 @@ def _or_inf(limit: int | None) -> float:
     return float("inf") if limit is None else limit
 
 
+def has_room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> bool:
+    """Whether any job at all could start now: each takes some CPU."""
+    return _room(active, nodes).cpus > _SLACK
+
+
+def _room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> _Room:
+    room = _Room(sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes))
+    for live in active:
+        room.take(live.job.spec.resources)
+    return room
+
+
 def plan_queue(
     waiting: Sequence[WaitingJob], active: Sequence[LiveJob], nodes: Sequence[Node], limits: Limits, now: datetime
 ) -> list[tuple[WaitingJob, Move]]:
     """Which waiting jobs to start now, in that order."""
-    room = _Room(sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes))
-    shares = _Shares(limits)
+    room, shares = _room(active, nodes), _Shares(limits)
     for live in active:
-        room.take(live.job.spec.resources)
         shares.of(live.job.tenant).take(live.job.spec.resources)
     starts = []
     for job in sorted(waiting, key=lambda waiter: (-waiter.priority, waiter.id)):

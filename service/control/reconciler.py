@@ -39,7 +39,7 @@ from service.control.decisions import (
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
 from service.control.machines import Machines
-from service.control.queue import Limits, plan_queue, refuse
+from service.control.queue import Limits, has_room, plan_queue, refuse
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
     AttemptRecord,
@@ -194,16 +194,17 @@ class _Look:
     # ----------------------------------------------------------------------------------------------- what waits
 
     def _serve_queue(self) -> None:
-        waiting = self._store.waiting(WINDOW, self._now)
-        nodes = self._nodes() if waiting else None
+        nodes = self._nodes() if self._store.has_waiting() else None
         if nodes is None:
             return
-        limits = Limits(self._world.limits, self._store.tenant_limits())
+        limits, active = Limits(self._world.limits, self._store.tenant_limits()), self._store.active()
         judged_from = self._world.machines.judged_from(nodes, self._now, self._world.policy.start_timeout_s)
+        # While the cluster is full, which is when many wait, reading the queue is of no use.
+        waiting = self._store.waiting(WINDOW, self._now) if has_room(active, nodes) else []
         for job, move in refuse(self._with_newcomers(waiting), nodes, limits, judged_from):
             with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, move)
-        for job, move in plan_queue(waiting, self._store.active(), nodes, limits, self._now):
+        for job, move in plan_queue(waiting, active, nodes, limits, self._now):
             with _one_job(job.id, job.attempt):
                 self._start(job, move)
 

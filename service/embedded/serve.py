@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DEFAULT_PORT: Final = 8900
 RAY_TOKEN_FILE: Final = "ray-token"  # noqa: S105 - a file name
 """In the home folder while it is served: what Ray's dashboard asks for in a browser."""
+LEASE_TTL_S: Final = 3.0
+"""Nobody else is on this home (lock_home): one that was killed and starts again need not wait for its own lease."""
+
 ROUNDS: Final = 3
 """Times that ports are chosen anew when somebody else takes one between choosing and listening."""
 RESTARTS: Final = 5
@@ -337,6 +340,7 @@ def _settings(options: ServeOptions, addresses: ServerAddresses, ray_token: Secr
         ray_address=addresses.ray_url,
         ray_token=ray_token,
         mlflow_uri=addresses.mlflow_url,
+        lease_ttl_s=LEASE_TTL_S,
         warm_workers=options.warm,
     )
 

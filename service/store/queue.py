@@ -31,9 +31,17 @@ def read_active(connection: Connection) -> list[LiveJob]:
     current = and_(attempts.c.job_id == jobs.c.id, attempts.c.number == jobs.c.attempt)
     attempt_query = select(attempts).join(jobs, current).where(active)
     by_job = {row["job_id"]: attempt_record(row) for row in connection.execute(attempt_query).mappings()}
-    found = [job_record(row) for row in connection.execute(select(jobs).where(active).order_by(jobs.c.id)).mappings()]
+    # Sorted here: told to sort, SQLite may prefer to read all jobs in order to finding these by their states.
+    rows = sorted(connection.execute(select(jobs).where(active)).mappings(), key=lambda row: str(row["id"]))
+    found = [job_record(row) for row in rows]
     # Under PostgreSQL's READ COMMITTED a job may have moved on between the two queries: it is seen next time.
     return [LiveJob(job, by_job[job.id]) for job in found if job.id in by_job and by_job[job.id].number == job.attempt]
+
+
+def read_has_waiting(connection: Connection) -> bool:
+    """Whether any job waits for its turn."""
+    query = select(jobs.c.id).where(jobs.c.state.in_(sorted(WAITING_STATES))).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def read_waiting(connection: Connection, num_per_tenant: int, now: datetime) -> list[WaitingJob]:

@@ -31,7 +31,14 @@ from service.jobs.records import (
 )
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.database import writing
-from service.store.queue import read_active, read_limits, read_newcomers, read_overdue, read_waiting
+from service.store.queue import (
+    read_active,
+    read_has_waiting,
+    read_limits,
+    read_newcomers,
+    read_overdue,
+    read_waiting,
+)
 from service.store.tables import attempts, job_events, jobs
 from service.store.writes import (
     find_attempt,
@@ -124,9 +131,8 @@ class Store:
         for name in ("tenant", "study_id", "state", "name", "method"):
             value = getattr(wanted, name)
             if value is not None:
-                # A study has few jobs. SQLite, which counts nothing, would else take any index that fits as well.
-                by_index = wanted.study_id is None or name in {"tenant", "study_id"}
-                query = query.where((jobs.c[name] if by_index else jobs.c[name].concat("")) == value)
+                column = jobs.c[name].concat("") if name in _not_by_index(wanted) else jobs.c[name]
+                query = query.where(column == value)
         if before_id is not None:
             query = query.where(jobs.c.id < before_id)
         with self._engine.begin() as connection:
@@ -192,6 +198,11 @@ class Store:
         """Jobs that may have a driver, with their current attempts, oldest first."""
         with self._engine.begin() as connection:
             return read_active(connection)
+
+    def has_waiting(self) -> bool:
+        """Whether any job waits for its turn."""
+        with self._engine.begin() as connection:
+            return read_has_waiting(connection)
 
     def waiting(self, num_per_tenant: int, now: datetime) -> list[WaitingJob]:
         """Jobs that wait for their turn, by priority, then age: of each tenant the first ones whose backoff is over."""
@@ -272,6 +283,14 @@ class Store:
             events = [event_record(row) for row in connection.execute(query).mappings()]
             job = find_job(connection, job_id)
             return None if job is None else (job, events)
+
+
+def _not_by_index(wanted: JobFilter) -> frozenset[str]:
+    """Columns of a filter that are not to be searched by index: SQLite, which keeps no statistics, does not know that
+    few jobs are of a study, or of a name, and may take any other index that fits as well."""
+    if wanted.study_id is not None:
+        return frozenset({"state", "name", "method"})
+    return frozenset({"method"}) if wanted.name is not None else frozenset()
 
 
 def _reply(job: JobRecord) -> Literal["continue", "stop", "abort"]:

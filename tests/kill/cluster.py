@@ -86,8 +86,9 @@ class RayCluster:
                 kill_marked(self._mark, what)
         kill_marked(self._mark, "ray::")
         kill_marked(self._mark, "site-packages/ray/")
+        wait_until(lambda: not marked(self._mark, "site-packages/ray/"), "the dead head's processes are gone")
         shutil.rmtree(self._temp, ignore_errors=True)
-        self._temp.mkdir()
+        self._temp.mkdir(exist_ok=True)
 
 
 class Api:

@@ -41,7 +41,7 @@ class Round:
     number: int
     database: Literal["sqlite", "postgres"]
     num_replicas: int
-    """API processes on the database; the first one is killed."""
+    """API processes on the database. At a failpoint each is killed that comes to pass there."""
     num_workers: int
     num_epochs: int
     kills: tuple[Kill, ...]

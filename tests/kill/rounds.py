@@ -44,6 +44,10 @@ class World:
         for api in self.replicas:
             api.keep_up()
 
+    def num_starts(self) -> int:
+        """How often an API process was started."""
+        return sum(api.num_starts for api in self.replicas)
+
     def ask(self, method: str, path: str, *, json: object = None, key: str | None = None) -> httpx.Response:
         """Ask until somebody answers: an API that was killed in the middle comes back, and is asked again."""
         headers = {"Authorization": f"Bearer {self.token}"} | ({"Idempotency-Key": key} if key else {})
@@ -76,9 +80,9 @@ def run_round(plan: Round, world: World) -> Outcome:
     """Do it all; findings are what must not be."""
     outcome, began = Outcome(), time.monotonic()
     failpoints = [kill for kill in plan.kills if kill.victim not in RAY_VICTIMS]
-    if failpoints:
-        restart_with(world.replicas[0], failpoints[0])
-    starts = world.replicas[0].num_starts
+    for api in world.replicas if failpoints else ():  # all: which of them leads is theirs to settle
+        restart_with(api, failpoints[0])
+    starts = world.num_starts()
     if not world.has_webhook:
         told = world.ask("POST", "/webhooks", json={"url": world.receiver.url, "states": ["RUNNING", *TERMINAL_STATES]})
         assert told.status_code == 201, told.text
@@ -95,8 +99,8 @@ def run_round(plan: Round, world: World) -> Outcome:
         outcome.findings.append(f"job {job_id} never ends: {world.ask('GET', f'/jobs/{job_id}').text}")
         world.ask("POST", f"/jobs/{job_id}/cancel", json={"mode": "now"})
     for kill in failpoints:
-        if world.replicas[0].num_starts > starts:
-            outcome.kills[f"api at {kill.victim}"] += 1
+        if num_killed := world.num_starts() - starts:
+            outcome.kills[f"api at {kill.victim}"] += num_killed
         else:
             outcome.missed.append(f"{kill.victim} was not passed {kill.passing} times")
     outcome.findings += look(job_id, plan, world)

@@ -34,9 +34,9 @@ class WebhookReceiver:
 
     def states_of(self, job_id: str) -> list[str]:
         """The states that were told of a job, each delivery once, in the order of their first coming."""
-        first = {delivery: json.loads(body) for delivery, body in reversed(self.told)}
-        bodies = [first[delivery] for delivery in dict.fromkeys(delivery for delivery, _ in self.told)]
-        return [body["data"]["event"]["state"] for body in bodies if body["data"]["event"]["job_id"] == job_id]
+        events = [(delivery, json.loads(body)["data"]["event"]) for delivery, body in self.told]
+        once = {delivery: event["state"] for delivery, event in events if event["job_id"] == job_id}
+        return list(once.values())
 
     def close(self) -> None:
         self._server.shutdown()

@@ -135,8 +135,8 @@ class Replicas:
 
 
 @pytest.fixture
-def replicas(database_url: str, tmp_path: Path) -> Iterator[Replicas]:
-    replicas = Replicas(database_url, tmp_path / "home")
+def replicas(postgres_url: str, tmp_path: Path) -> Iterator[Replicas]:
+    replicas = Replicas(postgres_url, tmp_path / "home")
     yield replicas
     replicas.end()
 

@@ -144,7 +144,7 @@ def test_the_log_of_an_average_is_finite_where_it_would_round_to_0() -> None:
 
 
 def test_batchnorms_statistics_are_those_at_the_mean_unless_told_otherwise(manifest: Path, tmp_path: Path) -> None:
-    data = {"manifest": str(manifest), "image_size": 32, "batch_size": 256, "augmentation": "none"}
+    data = {"manifest": str(manifest), "image_size": 16, "batch_size": 256, "augmentation": "none"}
     for reestimate in (True, False):
         spec = digits_spec(
             manifest,

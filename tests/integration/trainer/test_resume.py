@@ -26,6 +26,7 @@ from trainer import checkpoint, loop
 from trainer.attempt import run_attempt
 from trainer.errors import AbortedError, SpecRejectedError
 from trainer.run_schema import Progress
+from trainer.spec import JobSpec
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,18 @@ def _one_thread() -> None:
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def through(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of `three_epochs` that nothing cut off; only to be read."""
+    folder = tmp_path_factory.mktemp("through")
+    train_alone(context_for(three_epochs(manifest), folder))
+    return folder
+
+
+def three_epochs(manifest: Path) -> JobSpec:
+    return digits_spec(manifest, schedule={"epochs": 3})
 
 
 class CutOffError(Exception):
@@ -95,22 +108,20 @@ def test_goes_on_bit_for_bit(
     assert_same_run(tmp_path / "through", tmp_path / "cut")
 
 
-def test_next_attempt_takes_over_the_folder_of_the_one_before(manifest: Path, tmp_path: Path) -> None:
-    spec = digits_spec(manifest, schedule={"epochs": 3})
-    train_alone(context_for(spec, tmp_path / "through"))
+def test_next_attempt_takes_over_the_folder_of_the_one_before(manifest: Path, through: Path, tmp_path: Path) -> None:
+    spec = three_epochs(manifest)
     cut_off(tmp_path / "attempt-1", spec, 1)
     before = sorted(path.relative_to(tmp_path) for path in (tmp_path / "attempt-1").rglob("*"))
     resume_dirs = (str(tmp_path / "attempt-1"),)
     train_alone(context_for(spec, tmp_path / "attempt-2", attempt=2, resume_dirs=resume_dirs))
     assert before == sorted(path.relative_to(tmp_path) for path in (tmp_path / "attempt-1").rglob("*"))
     shutil.rmtree(tmp_path / "attempt-1")
-    assert_same_run(tmp_path / "through", tmp_path / "attempt-2")
+    assert_same_run(through, tmp_path / "attempt-2")
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped"])
-def test_torn_checkpoint_is_passed_over(manifest: Path, tmp_path: Path, harm: str) -> None:
-    spec = digits_spec(manifest, schedule={"epochs": 4})
-    train_alone(context_for(spec, tmp_path / "through"))
+def test_torn_checkpoint_is_passed_over(manifest: Path, through: Path, tmp_path: Path, harm: str) -> None:
+    spec = three_epochs(manifest)
     cut_off(tmp_path / "cut", spec, 2)
     newest = checkpoint.newest_good([tmp_path / "cut"])
     assert newest is not None
@@ -123,21 +134,19 @@ def test_torn_checkpoint_is_passed_over(manifest: Path, tmp_path: Path, harm: st
     watcher = Watcher()
     train_alone(context_for(spec, tmp_path / "cut"), watcher)
     assert [summary.epoch for summary in watcher.before] == [1]
-    assert_same_run(tmp_path / "through", tmp_path / "cut")
+    assert_same_run(through, tmp_path / "cut")
 
 
-def test_stopped_run_can_be_taken_up(manifest: Path, tmp_path: Path) -> None:
-    spec = digits_spec(manifest, schedule={"epochs": 3})
-    train_alone(context_for(spec, tmp_path / "through"))
+def test_stopped_run_can_be_taken_up(manifest: Path, through: Path, tmp_path: Path) -> None:
+    spec = three_epochs(manifest)
     stopped = train_alone(context_for(spec, tmp_path / "cut"), Watcher(stop_after_epoch=1))
     assert stopped.outcome == "stopped"
     assert train_alone(context_for(spec, tmp_path / "cut")).outcome == "succeeded"
-    assert_same_run(tmp_path / "through", tmp_path / "cut")
+    assert_same_run(through, tmp_path / "cut")
 
 
-def test_aborted_run_leaves_nothing_more_and_can_be_taken_up(manifest: Path, tmp_path: Path) -> None:
-    spec = digits_spec(manifest, schedule={"epochs": 3})
-    train_alone(context_for(spec, tmp_path / "through"))
+def test_aborted_run_leaves_nothing_more_and_can_be_taken_up(manifest: Path, through: Path, tmp_path: Path) -> None:
+    spec = three_epochs(manifest)
     with pytest.raises(AbortedError):
         train_alone(context_for(spec, tmp_path / "cut"), Watcher(stop_after_epoch=1, last_order="abort"))
     last = checkpoint.newest_good([tmp_path / "cut"])
@@ -145,7 +154,7 @@ def test_aborted_run_leaves_nothing_more_and_can_be_taken_up(manifest: Path, tmp
     assert checkpoint.load(last).step % 21 == 0, "the last one is that of an epoch's end"
     assert not (tmp_path / "cut/model.pt").exists()
     assert train_alone(context_for(spec, tmp_path / "cut")).outcome == "succeeded"
-    assert_same_run(tmp_path / "through", tmp_path / "cut")
+    assert_same_run(through, tmp_path / "cut")
 
 
 def test_what_cannot_be_trained_is_told_from_what_fails_later(manifest: Path, tmp_path: Path) -> None:

@@ -345,6 +345,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [(job.id, job.attempt) for job in found] == [(model.id, model.attempt) for model in ready]
         found = self.store.waiting(1, self.now)
         assert [job.id for job in found] == [model.id for model in first_of_each_tenant(ready)]
+        assert self.store.has_waiting() == bool(waiting)
         queued = {model.id for model in waiting if model.state is JobState.QUEUED}
         assert {job.id for job in self.store.newcomers("0" * 26, MAX_JOBS)} == queued
 

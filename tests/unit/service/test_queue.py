@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.cluster.launcher import Node
-from service.control.queue import Limits, plan_queue, refuse
+from service.control.queue import Limits, has_room, plan_queue, refuse
 from service.jobs.records import AttemptRecord, JobRecord, LiveJob, TenantLimits, WaitingJob
 from service.jobs.states import JobState, Reason
 from trainer.spec import JobSpec, ResourcesSpec
@@ -64,6 +64,12 @@ def started(
 
 def test_the_oldest_that_fit_start() -> None:
     assert started([asking(name, 2) for name in "cab"], Node(4, 0)) == "ab"
+
+
+def test_a_full_cluster_has_no_room() -> None:
+    assert has_room((running(1),), [Node(1, 0), Node(0.5, 0)])
+    assert not has_room((running(1), running(1)), [Node(1, 0), Node(1, 4)])
+    assert not has_room((), [])
 
 
 def test_priority_goes_before_age() -> None:

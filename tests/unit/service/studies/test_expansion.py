@@ -193,6 +193,7 @@ def test_no_more_than_twenty_mistakes_are_told() -> None:
         {"base": {"name": "a\0"}},
         {"base": {"name": "\ud800"}},
         {"base": {"\ud800\0": 1}},
+        {"base": {"name": math.inf}},
         {"early_stop": {"kind": "median"}},
         {"early_stop": {"reduction_factor": 1}},
         {"unknown": 1},
@@ -201,6 +202,24 @@ def test_no_more_than_twenty_mistakes_are_told() -> None:
 def test_what_is_no_study(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         study(**changes)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+PARTS = ["", "data", "method", "kind", "rho", "seed", "corruption", "manifest", "target", "rate", "x"]
+PATHS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map(".".join) | st.text(max_size=5)
+
+
+@given(st.dictionaries(PATHS, JSON | st.just("sam"), max_size=3), st.dictionaries(st.sampled_from(PARTS), JSON))
+def test_whatever_is_asked_for_is_a_study_or_said_to_be_none(point: dict[str, Any], base: dict[str, Any]) -> None:
+    try:
+        jobs = expand(study(base=SAM | base, points=[point], grid={"method.rho": [0, 0.5]}))
+    except (SpecError, ValidationError):
+        return  # told, and nothing else is raised
+    assert len(jobs) == 3
 
 
 def test_the_example_is_a_study() -> None:
