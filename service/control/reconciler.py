@@ -22,7 +22,14 @@ from service.cluster.attempts import (
     result_written_at,
     verified_result,
 )
-from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, LaunchRejectedError, Node
+from service.cluster.launcher import (
+    AnswerUnusableError,
+    DriverStatus,
+    Launcher,
+    LauncherUnavailableError,
+    LaunchRejectedError,
+    Node,
+)
 from service.control.decisions import (
     Action,
     Launch,
@@ -114,6 +121,8 @@ class _Cluster:
             raise self._trouble
         try:
             return question(self._launcher)
+        except AnswerUnusableError:
+            raise  # one attempt's trouble, which cost no timeout, keeps no other from being asked about
         except LauncherUnavailableError as error:
             self._trouble = error
             logger.info("the cluster does not answer: %s", error)

@@ -19,7 +19,7 @@ from marked_processes import wait_until
 from sqlalchemy import Engine
 
 from service.cluster.attempts import AttemptFolders
-from service.cluster.launcher import DriverStatus, LauncherUnavailableError, Node, Phase
+from service.cluster.launcher import AnswerUnusableError, DriverStatus, LauncherUnavailableError, Node, Phase
 from service.control.decisions import Policy
 from service.control.early_stop import EarlyStopper
 from service.control.leadership import Leadership
@@ -190,6 +190,20 @@ def test_a_cluster_that_is_away_is_asked_once_a_look(replicas: Replicas) -> None
     assert replicas.cluster.num_asked == 1
     assert {replicas.state(job) for job in jobs} == {JobState.STARTING}
     assert replicas.state(waiting) is JobState.QUEUED
+
+
+def test_one_attempt_that_cannot_be_asked_about_keeps_nobody_waiting(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    replicas.submit(later(-1))
+    leader.look(NOW)
+    waiting = replicas.submit()
+
+    def answer_nonsense() -> None:
+        raise AnswerUnusableError("Ray answered 500")
+
+    replicas.cluster.before_status = answer_nonsense
+    leader.look(later(1))
+    assert replicas.state(waiting) is JobState.STARTING
 
 
 def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Replicas) -> None:
