@@ -22,7 +22,14 @@ from service.cluster.attempts import (
     result_written_at,
     verified_result,
 )
-from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, LaunchRejectedError, Node
+from service.cluster.launcher import (
+    AnswerUnusableError,
+    DriverStatus,
+    Launcher,
+    LauncherUnavailableError,
+    LaunchRejectedError,
+    Node,
+)
 from service.control.decisions import (
     Action,
     Launch,
@@ -114,6 +121,8 @@ class _Cluster:
             raise self._trouble
         try:
             return question(self._launcher)
+        except AnswerUnusableError:
+            raise  # one attempt's trouble, which cost no timeout, keeps no other from being asked about
         except LauncherUnavailableError as error:
             self._trouble = error
             logger.info("the cluster does not answer: %s", error)
@@ -200,7 +209,7 @@ class _Look:
         limits, active = Limits(self._world.limits, self._store.tenant_limits()), self._store.active()
         judged_from = self._world.machines.judged_from(nodes, self._now, self._world.policy.start_timeout_s)
         # While the cluster is full, which is when many wait, reading the queue is of no use.
-        waiting = self._store.waiting(WINDOW) if has_room(active, nodes) else []
+        waiting = self._store.waiting(WINDOW, self._now) if has_room(active, nodes) else []
         for job, move in refuse(self._with_newcomers(waiting), nodes, limits, judged_from):
             with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, move)

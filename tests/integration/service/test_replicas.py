@@ -19,7 +19,7 @@ from marked_processes import wait_until
 from sqlalchemy import Engine
 
 from service.cluster.attempts import AttemptFolders
-from service.cluster.launcher import DriverStatus, LauncherUnavailableError, Node, Phase
+from service.cluster.launcher import AnswerUnusableError, DriverStatus, LauncherUnavailableError, Node, Phase
 from service.control.decisions import Policy
 from service.control.early_stop import EarlyStopper
 from service.control.leadership import Leadership
@@ -32,7 +32,7 @@ from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
 from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult, Heartbeat, Progress
-from trainer.spec import FaultToleranceSpec, JobSpec
+from trainer.spec import FaultToleranceSpec, JobSpec, ResourcesSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TTL_S = 15.0
@@ -192,6 +192,20 @@ def test_a_cluster_that_is_away_is_asked_once_a_look(replicas: Replicas) -> None
     assert replicas.state(waiting) is JobState.QUEUED
 
 
+def test_one_attempt_that_cannot_be_asked_about_keeps_nobody_waiting(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    replicas.submit(later(-1))
+    leader.look(NOW)
+    waiting = replicas.submit()
+
+    def answer_nonsense() -> None:
+        raise AnswerUnusableError("Ray answered 500")
+
+    replicas.cluster.before_status = answer_nonsense
+    leader.look(later(1))
+    assert replicas.state(waiting) is JobState.STARTING
+
+
 def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Replicas) -> None:
     leader = replicas.add("leader")
     job = replicas.submit()
@@ -208,14 +222,15 @@ def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Re
 
 def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Replicas) -> None:
     leader = replicas.add("leader")
-    head, machine = Node(0, 0), Node(1, 0)
+    head, machine = Node(2, 0), Node(2, 0)
     replicas.cluster.machines = [head, machine]
-    first, waiting = replicas.submit(later(-1)), replicas.submit()
+    wide = SPEC.model_copy(update={"resources": ResourcesSpec(num_workers=4)})
+    first, waiting = replicas.submit(later(-1)), replicas.submit(NOW, wide)
     leader.look(NOW)
     assert (replicas.state(first), replicas.state(waiting)) == (JobState.STARTING, JobState.QUEUED)
     replicas.cluster.machines = [head]
     leader.look(later(1))
-    late = replicas.submit(later(2))
+    late = replicas.submit(later(2), wide)
     leader.look(later(3))
     assert replicas.state(waiting) is JobState.QUEUED
     assert replicas.state(late) is JobState.FAILED, "who comes now is told at once"
