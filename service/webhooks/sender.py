@@ -117,6 +117,7 @@ class WebhookSender:
             tried = outcome(delivery.num_tries, error, datetime.now(UTC), self._random())
             self._outbox.webhooks.record(delivery, tried, fence)
             self._tell(delivery, tried)
+            self._woken.set()  # not after a fault of ours, which would be met again at once, and for ever
         except LeaseLostError:
             self._renew_at = None
             logger.warning("another process sends webhooks by now; delivery %d may arrive twice", delivery.id)
@@ -125,7 +126,6 @@ class WebhookSender:
         finally:
             with self._lock:
                 del self._busy[delivery.webhook.id]
-            self._woken.set()
 
     def _send(self, delivery: DueDelivery, now: datetime) -> str | None:
         """What went wrong, or None."""

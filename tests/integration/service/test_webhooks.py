@@ -31,7 +31,7 @@ from service.store.webhooks import NewWebhook, Webhooks
 from service.webhooks.addresses import AddressPolicy
 from service.webhooks.post import Poster
 from service.webhooks.schedule import MAX_TRIES, Outcome
-from service.webhooks.sender import LEASE, LEASE_S, NUM_PER_TENANT, NUM_SENDERS, Outbox, WebhookSender
+from service.webhooks.sender import LEASE, LEASE_S, LOOK_S, NUM_PER_TENANT, NUM_SENDERS, Outbox, WebhookSender
 from service.webhooks.signature import new_secret
 
 SECRET = new_secret(bytes(range(32)))
@@ -179,6 +179,23 @@ def test_a_tenant_whose_servers_all_hang_keeps_no_other_waiting(engine: Engine, 
         assert len(hangs.heard) <= 2 * NUM_PER_TENANT
         go.set()
         one.stop()
+
+
+def test_what_cannot_be_attended_to_is_not_tried_without_a_pause(engine: Engine, receiver: Receiver) -> None:
+    began, tried_at = time.monotonic(), []
+
+    def stumble(_event: EventRecord, _job: JobRecord) -> bytes:
+        tried_at.append(time.monotonic())
+        raise RuntimeError("a fault of ours")
+
+    outbox = Outbox(Webhooks(engine), Leases(engine), Poster(LOCAL, 10), stumble)
+    register(engine, receiver.url, JobState.QUEUED)
+    Store(engine).submit(Submission("default", spec()), datetime.now(UTC))
+    one = WebhookSender(outbox, "one", lambda: 0.0)
+    one.start()
+    wait_until(lambda: len(tried_at) >= 3)
+    one.stop()
+    assert len(tried_at) <= 2 + (time.monotonic() - began) / LOOK_S
 
 
 def test_of_two_senders_one_sends(engine: Engine, receiver: Receiver) -> None:
