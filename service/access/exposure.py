@@ -19,7 +19,8 @@ def check_exposure(settings: Settings, host: str) -> None:
         return
     wrong = weak_secrets(settings)
     if settings.oidc_issuer is None and not _anybody_has_a_token(settings):
-        database = make_url(settings.database).render_as_string(hide_password=True)
+        url = make_url(settings.database).difference_update_query(["password"])
+        database = url.render_as_string(hide_password=True)
         wrong.append(f"nobody has a token of {database}; make the first by: hush token create NAME --role admin")
     if wrong:
         wrong.append("mend that, or listen on 127.0.0.1")

@@ -36,5 +36,6 @@ def _secrets(settings: Settings) -> dict[str, str]:
     """Every secret that is set, by its variable; a database without a password knows its users in another way."""
     fields = {name: getattr(settings, name) for name in type(settings).model_fields}
     found = {f"HUSH_{name.upper()}": v.get_secret_value() for name, v in fields.items() if isinstance(v, SecretStr)}
-    password = make_url(settings.database).password
-    return found if password is None else {**found, "HUSH_DATABASE_URL": password}
+    database = make_url(settings.database)
+    password = database.password or database.query.get("password")  # libpq takes it in either place
+    return found if not isinstance(password, str) else {**found, "HUSH_DATABASE_URL": password}

@@ -1,4 +1,4 @@
-"""The app: routes, errors, and what happens at start and stop. Imports no torch and no Ray."""
+"""The app: routes, errors, middleware, and what happens at start and stop. Imports no torch and no Ray."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service.api.assembly import Early, assemble, begin, take_apart
 from service.api.auth import read_or_write
 from service.api.body_limit import BodyLimit
 from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
-from service.api.parts import Made, close_parts, open_parts
-from service.api.routes import data_sets as data_set_routes
-from service.api.routes import events, health, internal, jobs, logs, results, tokens
-from service.api.routes import metrics as metrics_routes
-from service.api.routes import studies as study_routes
-from service.api.routes import webhooks as webhook_routes
+from service.api.routes import (
+    data_sets,
+    events,
+    health,
+    internal,
+    jobs,
+    logs,
+    metrics,
+    results,
+    studies,
+    tokens,
+    webhooks,
+)
 from service.cluster.launcher import Launcher
 from service.schemas import API
 from service.settings import Settings
@@ -41,23 +49,21 @@ histograms, evaluation and most suspect examples while it runs. Every error is `
 
 def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastAPI:
     """The service as an ASGI app. Nothing is opened before it starts; `launcher` stands in for Ray if given."""
-    closing, metrics, tracing = threading.Event(), Metrics(), Tracing(settings.otel_endpoint)
+    early = Early(threading.Event(), Metrics(), Tracing(settings.otel_endpoint))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        context = await anyio.to_thread.run_sync(open_parts, settings, launcher, Made(closing, metrics, tracing))
+        context = await anyio.to_thread.run_sync(assemble, settings, launcher, early)
         app.state.context = context
-        tracing.start()
-        context.reconciler.start()
-        context.sender.start()
+        begin(context)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(context.watch.run)
                 yield
-                closing.set()
+                early.closing.set()
         finally:
-            closing.set()
-            await anyio.to_thread.run_sync(close_parts, context)
+            early.closing.set()
+            await anyio.to_thread.run_sync(take_apart, context)
 
     app = FastAPIOffline(  # /docs without a CDN
         title="Hush",
@@ -66,24 +72,33 @@ def create_app(settings: Settings, *, launcher: Launcher | None = None) -> FastA
         lifespan=lifespan,
         redoc_url=None,
         separate_input_output_schemas=False,
-        telemetry=tracing.fastapi_config,
+        telemetry=early.tracing.fastapi_config,
     )
-    app.state.closing = closing
+    app.state.closing = early.closing
     install(app)
+    _add_middleware(app, settings, early.metrics)
+    _add_routes(app)
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, requests: Metrics) -> None:
+    """The last comes first."""
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Gate, rate_limit_per_minute=settings.rate_limit_per_minute)
-    app.add_middleware(RequestTelemetry, metrics=metrics, new_id=lambda: secrets.token_hex(16))  # the last comes first
-    app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    app.add_middleware(RequestTelemetry, metrics=requests, new_id=lambda: secrets.token_hex(16))
+
+
+def _add_routes(app: FastAPI) -> None:
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results, study_routes, data_set_routes, tokens, webhook_routes):
+    for module in (jobs, events, logs, results, studies, data_sets, tokens, webhooks):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
-    app.include_router(metrics_routes.router)
-    app.webhooks.include_router(webhook_routes.sent)
-    return app
+    app.include_router(metrics.router)
+    app.webhooks.include_router(webhooks.sent)
 
 
 def begin_shutdown(app: FastAPI) -> None:

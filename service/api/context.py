@@ -13,6 +13,7 @@ from service.access.authenticator import Authenticator
 from service.api.auth import InPrincipal
 from service.api.errors import ProblemError
 from service.api.event_watch import EventWatch
+from service.api.readiness import Readiness
 from service.cluster.launcher import Launcher
 from service.control.reconciler_thread import Reconciler
 from service.data_sets.checker import DataSetChecker
@@ -40,6 +41,7 @@ class Context:
     studies: Studies
     launcher: Launcher
     reconciler: Reconciler
+    readiness: Readiness
     results: Results
     logs: Logs
     tokens: Tokens

@@ -11,12 +11,12 @@ from service.api.views import job_path, study_path
 from service.jobs.states import JobState
 from service.schemas import API
 from service.studies.expansion import points_of
-from service.studies.records import StudyJob, StudyRecord
+from service.studies.records import StudyHead, StudyJob, StudyRecord
 from service.studies.states import JobCounts, num_early_stopped, study_state
 from service.study_schemas import StudyJobView, StudyLinks, StudySummary, StudyView
 
 
-def study_summary(study: StudyRecord, counts: JobCounts) -> StudySummary:
+def study_summary(study: StudyHead, counts: JobCounts) -> StudySummary:
     """A study as a page of them shows it."""
     by_state: Counter[JobState] = Counter()
     for (state, _), num in counts.items():
@@ -24,7 +24,7 @@ def study_summary(study: StudyRecord, counts: JobCounts) -> StudySummary:
     path = study_path(study.id)
     return StudySummary(
         id=study.id,
-        name=study.spec.name,
+        name=study.name,
         state=study_state(counts, cancelled=study.cancelled_at is not None),
         num_jobs=by_state.total(),
         jobs_by_state={state: by_state[state] for state in JobState if by_state[state]},

@@ -66,7 +66,7 @@ def _limit(option: str, text: str | None, old: int | None) -> int | None:
         return old
     if text == "none":
         return None
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:10]) < 2**31):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 0 < int(text) < 2**31):
         raise ValueError(f"{option} {text}: must be a whole number from 1, or none")
     return int(text)
 

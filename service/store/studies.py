@@ -16,7 +16,7 @@ from service.jobs.states import LIVE_STATES, JobState, Reason
 from service.store.database import writing
 from service.store.tables import job_events, jobs, studies
 from service.store.writes import find_key, hold, insert_job, insert_key, move
-from service.studies.records import EpochValue, StudyJob, StudyRecord
+from service.studies.records import EpochValue, StudyHead, StudyJob, StudyRecord
 from service.studies.states import JobCounts
 from service.studies.study_spec import AshaSpec, StudySpec
 from trainer.run_schema import Progress
@@ -66,13 +66,14 @@ class Studies:
         with self._engine.begin() as connection:
             return _find(connection, study_id)
 
-    def page(self, tenant: str, limit: int, before_id: str | None = None) -> list[StudyRecord]:
+    def page(self, tenant: str, limit: int, before_id: str | None = None) -> list[StudyHead]:
         """A tenant's newest studies, at most `limit`, older than `before_id`."""
-        query = select(studies).where(studies.c.tenant == tenant).order_by(studies.c.id.desc()).limit(limit)
+        query = select(*(studies.c[name] for name in _HEAD_COLUMNS)).where(studies.c.tenant == tenant)
+        query = query.order_by(studies.c.id.desc()).limit(limit)
         if before_id is not None:
             query = query.where(studies.c.id < before_id)
         with self._engine.begin() as connection:
-            return [_study(row) for row in connection.execute(query).mappings()]
+            return [StudyHead(**row) for row in connection.execute(query).mappings()]
 
     def counts(self, study_ids: Collection[str]) -> dict[str, JobCounts]:
         """How many jobs of each study are in which state, and why."""
@@ -188,8 +189,7 @@ def _get(connection: Connection, study_id: str) -> StudyRecord:
 
 
 def _study(row: RowMapping) -> StudyRecord:
-    spec = StudySpec.model_validate(row["spec"])
-    return StudyRecord(row["id"], row["tenant"], spec, row["created_at"], row["cancelled_at"])
+    return StudyRecord(**{name: row[name] for name in _HEAD_COLUMNS}, spec=StudySpec.model_validate(row["spec"]))
 
 
 def _told(study_id: str, epochs: Collection[int]) -> tuple[ColumnElement[bool], ...]:
@@ -197,6 +197,7 @@ def _told(study_id: str, epochs: Collection[int]) -> tuple[ColumnElement[bool], 
 
 
 _EVENTS_OF_JOBS = jobs.join(job_events, jobs.c.id == job_events.c.job_id)
+_HEAD_COLUMNS = ("id", "tenant", "name", "created_at", "cancelled_at")
 _JOB_COLUMNS = ("id", "study_index", "name", "method", "state", "reason", "message", "progress")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -137,17 +138,23 @@ class Webhooks:
         with self._engine.begin() as connection:
             return connection.execute(select(func.count()).where(pending)).scalar_one()
 
-    def due(self, now: datetime, busy: Collection[str], limit: int) -> list[DueDelivery]:
-        """The deliveries that have been due longest, at most `limit`: one a webhook, none of those in `busy`."""
+    def due(self, now: datetime, busy: Mapping[str, str], limit: int, per_tenant: int) -> list[DueDelivery]:
+        """The deliveries that have been due longest, at most `limit`: one a webhook, and with `busy` (webhooks that are
+        being told already, with their tenants) at most `per_tenant` a tenant."""
+        num = Counter(busy.values())
+        full = [tenant for tenant in num if num[tenant] >= per_tenant]
         this = webhook_deliveries.c
-        query = select(this.id, this.num_tries, this.webhook_id, this.event_id)
-        query = query.where(this.next_try_at <= now, this.webhook_id.not_in(list(busy)))
+        query = select(this.id, this.num_tries, this.webhook_id, this.event_id, webhooks.c.tenant)
+        query = query.join(webhooks, webhooks.c.id == this.webhook_id)
+        query = query.where(this.next_try_at <= now, this.webhook_id.not_in(busy), webhooks.c.tenant.not_in(full))
         query = query.order_by(this.next_try_at, this.id).limit(DUE_PER_LOOK)
+        chosen: dict[str, Row[int, int, str, int, str]] = {}
         with self._engine.begin() as connection:
-            first: dict[str, Row[int, int, str, int]] = {}
             for row in connection.execute(query):
-                first.setdefault(row.webhook_id, row)
-            found = (_due_delivery(connection, row) for row in list(first.values())[:limit])
+                if row.webhook_id not in chosen and num[row.tenant] < per_tenant and len(chosen) < limit:
+                    chosen[row.webhook_id] = row
+                    num[row.tenant] += 1
+            found = (_due_delivery(connection, row) for row in chosen.values())
             return [delivery for delivery in found if delivery is not None]
 
     def record(self, delivery: DueDelivery, outcome: Outcome, fence: Fence) -> None:
@@ -164,7 +171,7 @@ class Webhooks:
             connection.execute(update(webhook_deliveries).where(*this).values(values))
 
 
-def _due_delivery(connection: Connection, row: Row[int, int, str, int]) -> DueDelivery | None:
+def _due_delivery(connection: Connection, row: Row[int, int, str, int, str]) -> DueDelivery | None:
     hook = connection.execute(select(webhooks).where(webhooks.c.id == row.webhook_id)).mappings().first()
     if hook is None:
         return None  # deleted since we looked

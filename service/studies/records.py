@@ -11,15 +11,22 @@ from trainer.run_schema import Progress
 
 
 @dataclass(frozen=True)
-class StudyRecord:
-    """A study as it is stored."""
+class StudyHead:
+    """A study without its spec, which may have megabytes: many of them make a page."""
 
     id: str
     tenant: str
-    spec: StudySpec
+    name: str
     created_at: datetime
     cancelled_at: datetime | None
     """When all of it was asked to stop."""
+
+
+@dataclass(frozen=True)
+class StudyRecord(StudyHead):
+    """A study as it is stored."""
+
+    spec: StudySpec
 
 
 @dataclass(frozen=True)

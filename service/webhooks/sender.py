@@ -29,7 +29,9 @@ LEASE = "webhooks"
 LEASE_S = 45.0
 """Longer than one delivery takes, renewed long before."""
 LOOK_S = 1.0
-NUM_SENDERS = 16
+NUM_SENDERS = 32
+NUM_PER_TENANT = 8
+"""Webhooks of one tenant that are told at a time: whose servers all hang keeps no other tenant waiting."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class WebhookSender:
         self._random = random
         self._fence: Fence | None = None
         self._renew_at: datetime | None = None
-        self._busy: set[str] = set()
+        self._busy: dict[str, str] = {}
+        """Webhooks that are being told, with their tenants."""
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._woken = threading.Event()
@@ -90,14 +93,14 @@ class WebhookSender:
     def look(self, now: datetime) -> None:
         """Begin to send what is due, if it is ours to send."""
         with self._lock:
-            busy = set(self._busy)
-        due = self._outbox.webhooks.due(now, busy, NUM_SENDERS - len(busy))
+            busy = dict(self._busy)
+        due = self._outbox.webhooks.due(now, busy, NUM_SENDERS - len(busy), NUM_PER_TENANT)
         fence = self._hold(now) if due or busy else None
         if fence is None:
             return
         for delivery in due:
             with self._lock:
-                self._busy.add(delivery.webhook.id)
+                self._busy[delivery.webhook.id] = delivery.webhook.tenant
             self._pool.submit(self._deliver, delivery, fence)
 
     def _hold(self, now: datetime) -> Fence | None:
@@ -114,6 +117,7 @@ class WebhookSender:
             tried = outcome(delivery.num_tries, error, datetime.now(UTC), self._random())
             self._outbox.webhooks.record(delivery, tried, fence)
             self._tell(delivery, tried)
+            self._woken.set()  # not after a fault of ours, which would be met again at once, and for ever
         except LeaseLostError:
             self._renew_at = None
             logger.warning("another process sends webhooks by now; delivery %d may arrive twice", delivery.id)
@@ -121,8 +125,7 @@ class WebhookSender:
             logger.exception("delivery %d could not be attended to; it is tried again", delivery.id)
         finally:
             with self._lock:
-                self._busy.remove(delivery.webhook.id)
-            self._woken.set()
+                del self._busy[delivery.webhook.id]
 
     def _send(self, delivery: DueDelivery, now: datetime) -> str | None:
         """What went wrong, or None."""

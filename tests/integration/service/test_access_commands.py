@@ -65,6 +65,7 @@ def test_a_token_that_was_made_by_hand(hush: Run, service: RunningService) -> No
         (("token", "list", "--database-url", "nonsense"), "the database cannot be used"),
         (("token", "list", "--database-url", "postgresql://nobody@127.0.0.1:9/hush"), "the database cannot be used"),
         (("token", "revoke", "x"), "there is no token of the id 'x'"),
+        (("tenant", "set", "a", "--max-workers", "10000000000"), "--max-workers 10000000000: must be a whole number"),
         (("tenant", "set", "a", "--max-workers", "0"), "--max-workers 0: must be a whole number from 1, or none"),
         (("tenant", "set", "a", "--max-running-jobs", "9" * 5000), "must be a whole number"),
         (("tenant", "set", "A"), "tenant = 'A': must match"),

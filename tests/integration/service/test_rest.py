@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from httpx_sse import ServerSentEvent, connect_sse
+from marked_processes import wait_until
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
+from service.cluster.launcher import Node
 from trainer.spec import JobSpec
 
 
@@ -158,6 +161,34 @@ def test_front_door_health_and_documents(service: RunningService) -> None:
     assert service.client.get("/healthz").json() == {"status": "ok", "checks": {}}
     ready = service.client.get("/readyz").json()
     assert ready == {"status": "ok", "checks": {"database": "ok", "reconciler": "ok", "ray": "ok"}}
+
+
+class HangingLauncher(SubprocessLauncher):
+    """Of a cluster that accepts connections and does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.num_asked = 0
+
+    def nodes(self) -> Sequence[Node]:
+        self.num_asked += 1
+        assert self.go.wait(60)
+        return super().nodes()
+
+
+def test_strangers_who_ask_for_readiness_keep_nobody_waiting(tmp_path: Path) -> None:
+    launcher, num_strangers = HangingLauncher(), 60  # more than the API has threads
+    with running_service(tmp_path / "home", launcher) as service, ThreadPoolExecutor(num_strangers) as pool:
+        try:
+            asked = [pool.submit(httpx.get, f"{service.url}/readyz", timeout=60) for _ in range(num_strangers)]
+            wait_until(lambda: launcher.num_asked > 0, "the cluster is asked")
+            assert service.client.get("/api/v1/jobs").status_code == 200
+            assert service.client.get("/healthz").status_code == 200
+        finally:
+            launcher.go.set()
+        assert {answer.result(60).status_code for answer in asked} == {200}
+        assert launcher.num_asked < num_strangers
 
 
 def test_openapi_tells_the_public_routes_and_our_errors(service: RunningService) -> None:

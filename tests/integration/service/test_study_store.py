@@ -87,6 +87,7 @@ def test_a_thousand_jobs_are_stored_or_none(database: Database) -> None:
     with pytest.raises(RuntimeError):
         database.studies.create("default", study(3), _breaks_off(study(3)), NOW)  # type: ignore[arg-type]
     assert [found.id for found in database.studies.page("default", 10)] == [made.id]
+    assert not hasattr(database.studies.page("default", 10)[0], "spec"), "a page of specs may have gigabytes"
     assert len(database.store.waiting(2000, NOW)) == 1000
 
 

@@ -31,7 +31,7 @@ from service.store.webhooks import NewWebhook, Webhooks
 from service.webhooks.addresses import AddressPolicy
 from service.webhooks.post import Poster
 from service.webhooks.schedule import MAX_TRIES, Outcome
-from service.webhooks.sender import LEASE, LEASE_S, Outbox, WebhookSender
+from service.webhooks.sender import LEASE, LEASE_S, LOOK_S, NUM_PER_TENANT, NUM_SENDERS, Outbox, WebhookSender
 from service.webhooks.signature import new_secret
 
 SECRET = new_secret(bytes(range(32)))
@@ -156,6 +156,48 @@ def test_a_server_that_hangs_keeps_no_other_waiting(engine: Engine, receiver: Re
         one.stop()
 
 
+def test_a_tenant_whose_servers_all_hang_keeps_no_other_waiting(engine: Engine, receiver: Receiver) -> None:
+    store, one, go = Store(engine), sender(engine), threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        go.wait(DEADLINE_S)
+        status(204)(handler)
+
+    with webhook_receiver() as hangs:
+        hangs.answers += [hang] * NUM_SENDERS
+        for number in range(NUM_SENDERS):
+            register(engine, hangs.url, JobState.QUEUED, tenant=f"hangs-{number % 2}")
+        register(engine, receiver.url, JobState.QUEUED)
+        for tenant in ("hangs-0", "hangs-1", "default"):
+            store.submit(Submission(tenant, spec()), datetime.now(UTC))
+
+        def heard() -> bool:
+            one.look(datetime.now(UTC))
+            return len(receiver.heard) == 1
+
+        wait_until(heard)
+        assert len(hangs.heard) <= 2 * NUM_PER_TENANT
+        go.set()
+        one.stop()
+
+
+def test_what_cannot_be_attended_to_is_not_tried_without_a_pause(engine: Engine, receiver: Receiver) -> None:
+    began, tried_at = time.monotonic(), []
+
+    def stumble(_event: EventRecord, _job: JobRecord) -> bytes:
+        tried_at.append(time.monotonic())
+        raise RuntimeError("a fault of ours")
+
+    outbox = Outbox(Webhooks(engine), Leases(engine), Poster(LOCAL, 10), stumble)
+    register(engine, receiver.url, JobState.QUEUED)
+    Store(engine).submit(Submission("default", spec()), datetime.now(UTC))
+    one = WebhookSender(outbox, "one", lambda: 0.0)
+    one.start()
+    wait_until(lambda: len(tried_at) >= 3)
+    one.stop()
+    assert len(tried_at) <= 2 + (time.monotonic() - began) / LOOK_S
+
+
 def test_of_two_senders_one_sends(engine: Engine, receiver: Receiver) -> None:
     store = Store(engine)
     register(engine, receiver.url, JobState.QUEUED)
@@ -176,7 +218,7 @@ def test_a_sender_that_slept_through_its_lease_keeps_nothing(engine: Engine, rec
     hook, webhooks, leases = register(engine, receiver.url, JobState.QUEUED), Webhooks(engine), Leases(engine)
     Store(engine).submit(Submission("default", spec()), datetime.now(UTC))
     now = datetime.now(UTC)
-    (delivery,) = webhooks.due(now, (), 10)
+    (delivery,) = webhooks.due(now, {}, 10, 10)
     old = leases.acquire(LEASE, "one", now, LEASE_S)
     new = leases.acquire(LEASE, "two", now + timedelta(seconds=LEASE_S + 1), LEASE_S)
     assert old is not None

@@ -151,6 +151,7 @@ class TestSecrets:
             ({"database_url": "postgresql://hush:postgres@db/hush"}, "HUSH_DATABASE_URL"),
             ({"database_url": "postgresql://hush:mysecretpassword@db/hush"}, "HUSH_DATABASE_URL"),
             ({"database_url": "postgresql://hush:Zei7aiph@db/hush"}, "HUSH_DATABASE_URL"),
+            ({"database_url": "postgresql://hush@db/hush?password=Zei7aiph"}, "HUSH_DATABASE_URL"),
             ({"ray_token": "changeme"}, "HUSH_RAY_TOKEN"),
             ({"ray_token": "000000000000000000"}, "HUSH_RAY_TOKEN"),
             ({"ray_token": "SuperSecretPassword"}, "HUSH_RAY_TOKEN"),

@@ -32,7 +32,7 @@ END = {
 
 def study(**changes: Any) -> StudyRecord:
     spec = {"name": "study", "base": {"data": {"manifest": "/m"}, "method": {"kind": "sgd"}}, **changes}
-    return StudyRecord("s" * 26, "default", StudySpec.model_validate(spec), NOW, None)
+    return StudyRecord("s" * 26, "default", spec["name"], NOW, None, StudySpec.model_validate(spec))
 
 
 def figures(accuracy: float, nll: float = 1.0) -> Headline:

@@ -1,4 +1,4 @@
-"""The parts of a running service, opened when the app starts and closed when it ends."""
+"""The parts of a running service: put together as the settings say, started, and taken apart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
 
+from sqlalchemy import Engine
+
 from service.access.authenticator import Authenticator
 from service.access.oidc import oidc_of
 from service.api.admission import readable_manifest
 from service.api.context import Context
 from service.api.event_watch import EventWatch
+from service.api.readiness import Readiness
 from service.api.views import webhook_body
 from service.cluster.attempts import AttemptFolders
 from service.cluster.launcher import Launcher
@@ -48,7 +51,7 @@ from service.webhooks.sender import Outbox, WebhookSender
 
 
 @dataclass(frozen=True)
-class Made:
+class Early:
     """What there is before the app starts: its middleware works with it."""
 
     closing: threading.Event
@@ -56,64 +59,60 @@ class Made:
     tracing: Tracing
 
 
-def open_parts(settings: Settings, launcher: Launcher | None, made: Made) -> Context:
-    """Everything that routes work with; `launcher` stands in for Ray if given."""
+def assemble(settings: Settings, launcher: Launcher | None, early: Early) -> Context:
+    """All parts, on a database whose schema is up to date. `launcher` stands in for Ray if given."""
     arm(settings.failpoint)
     engine = open_engine(settings.database)
     migrate(engine)
-    store = Store(engine)
+    store, tokens, webhooks = Store(engine), Tokens(engine), Webhooks(engine)
     launcher = launcher or _launcher(settings)
     folders = AttemptFolders(settings.storage_dir, settings.public_url, settings.mlflow_uri)
-    limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
-    studies = Studies(engine)
-    early_stop, tracer = EarlyStopper(studies), made.tracing.tracer
-    world = World(store, launcher, folders, _policy(settings), limits, early_stop, tracer=tracer)
+    world = _world(engine, launcher, folders, settings, early.tracing)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
-    known, webhooks = Tokens(engine), Webhooks(engine)
     data_sets = DataSets(engine)
     load = partial(readable_manifest, roots=settings.roots, urls=settings.allowed_urls)
-    sender = _sender(webhooks, Leases(engine), settings)
-    watch = EventWatch(EventLog(engine), made.closing)
+    sender = _sender(engine, webhooks, settings)
+    watch = EventWatch(EventLog(engine), early.closing)
     observed = Observed(partial(read_figures, engine), reconciler, lambda: sender.counts, lambda: watch.num_followers)
-    made.metrics.add(ServiceCollector(observed))
+    early.metrics.add(ServiceCollector(observed))
     return Context(
         settings=settings,
         store=store,
-        studies=studies,
+        studies=Studies(engine),
         launcher=launcher,
         reconciler=reconciler,
+        readiness=Readiness(store, reconciler, launcher, settings.mlflow_uri),
         results=Results(folders),
         logs=Logs(folders),
-        tokens=known,
-        authenticator=Authenticator(known, oidc_of(settings)),
+        tokens=tokens,
+        authenticator=Authenticator(tokens, oidc_of(settings)),
         watch=watch,
         data_sets=data_sets,
         checker=DataSetChecker(data_sets, load),
         webhooks=webhooks,
         sender=sender,
-        metrics=made.metrics,
-        tracing=made.tracing,
-        closing=made.closing,
+        metrics=early.metrics,
+        tracing=early.tracing,
+        closing=early.closing,
     )
 
 
-def _sender(webhooks: Webhooks, leases: Leases, settings: Settings) -> WebhookSender:
-    poster = Poster(policy_of(settings), settings.webhook_timeout_s)
-    outbox = Outbox(webhooks, leases, poster, partial(webhook_body, mlflow_uri=settings.mlflow_uri))
-    return WebhookSender(outbox, secrets.token_hex(16), SystemRandom().random)
+def begin(context: Context) -> None:
+    """Have those parts work that have threads of their own."""
+    context.tracing.start()
+    context.reconciler.start()
+    context.sender.start()
 
 
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        cancel_grace_s=settings.cancel_grace_s,
-        cancel_checkpoint_s=settings.cancel_checkpoint_s,
-        lost_after_s=settings.lost_after_s,
-        start_timeout_s=settings.start_timeout_s,
-        linger_s=settings.linger_s,
-        retry_backoff_s=settings.retry_backoff_s,
-        retry_backoff_max_s=settings.retry_backoff_max_s,
-    )
+def take_apart(context: Context) -> None:
+    """End them, and close what is open."""
+    context.checker.stop()
+    context.sender.stop()
+    context.reconciler.stop()
+    context.launcher.close()
+    context.store.close()
+    context.tracing.stop()
 
 
 def _launcher(settings: Settings) -> Launcher:
@@ -125,11 +124,22 @@ def _launcher(settings: Settings) -> Launcher:
     return warm
 
 
-def close_parts(context: Context) -> None:
-    """Stop what runs, then close what it used."""
-    context.checker.stop()
-    context.sender.stop()
-    context.reconciler.stop()
-    context.launcher.close()
-    context.store.close()
-    context.tracing.stop()
+def _world(engine: Engine, launcher: Launcher, folders: AttemptFolders, settings: Settings, tracing: Tracing) -> World:
+    policy = Policy(
+        cancel_grace_s=settings.cancel_grace_s,
+        cancel_checkpoint_s=settings.cancel_checkpoint_s,
+        lost_after_s=settings.lost_after_s,
+        start_timeout_s=settings.start_timeout_s,
+        linger_s=settings.linger_s,
+        retry_backoff_s=settings.retry_backoff_s,
+        retry_backoff_max_s=settings.retry_backoff_max_s,
+    )
+    limits = TenantLimits(settings.max_running_jobs_per_tenant, settings.max_workers_per_tenant)
+    early_stop = EarlyStopper(Studies(engine))
+    return World(Store(engine), launcher, folders, policy, limits, early_stop, tracer=tracing.tracer)
+
+
+def _sender(engine: Engine, webhooks: Webhooks, settings: Settings) -> WebhookSender:
+    poster = Poster(policy_of(settings), settings.webhook_timeout_s)
+    outbox = Outbox(webhooks, Leases(engine), poster, partial(webhook_body, mlflow_uri=settings.mlflow_uri))
+    return WebhookSender(outbox, secrets.token_hex(16), SystemRandom().random)
