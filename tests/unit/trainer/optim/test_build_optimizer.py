@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trainer.method_spec import AdamWSpec, ASAMSpec, BSAMSpec, IVONSpec, LookSAMSpec, MSAMSpec, SAMSpec, SGDSpec
-from trainer.optim import build_optimizer
+from trainer.optim import build_optimizer, uncompiled
 from trainer.optim.bsam import BSAM
 from trainer.optim.ivon import IVON
 from trainer.optim.looksam import LookSAM
@@ -61,14 +61,16 @@ def assert_options(optimizer, expected):
 
 def test_sgd_is_torchs():
     optimizer = build_optimizer(SGDSpec(**SGD_OPTIONS), nn.Linear(2, 2), num_examples=1000, seed=0)
-    assert type(optimizer) is torch.optim.SGD
+    assert type(optimizer) is uncompiled.SGD
+    assert isinstance(optimizer, torch.optim.SGD)
     assert_options(optimizer, SGD_OPTIONS)
 
 
 def test_adamw_is_torchs_fused_one():
     spec = AdamWSpec(lr=0.3, beta1=0.8, beta2=0.99, eps=1e-6, weight_decay=0.2)
     optimizer = build_optimizer(spec, nn.Linear(2, 2), num_examples=1000, seed=0)
-    assert type(optimizer) is torch.optim.AdamW
+    assert type(optimizer) is uncompiled.AdamW
+    assert isinstance(optimizer, torch.optim.AdamW)
     assert_options(optimizer, {"lr": 0.3, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.2, "fused": True})
 
 
