@@ -33,6 +33,7 @@ from service.store.tables import jobs
 from tests import postgres_server
 from tests.sample_data import build_digits
 
+DATABASES = ("sqlite", "postgresql")
 NUM_FEW = 1_000
 NUM_IDS = 500
 Latency = dict[str, dict[str, Latencies]]
@@ -43,6 +44,7 @@ Latency = dict[str, dict[str, Latencies]]
 class Options:
     """How much is measured."""
 
+    databases: Sequence[str]
     num_jobs: int
     num_clients: int
     num_rounds: int
@@ -104,8 +106,13 @@ def measure(kind: str, manifest: Path, folder: Path, options: Options) -> tuple[
             "page": {size: api_load.get_pages(ids[size]) for size in sizes},
             "post": {size: api_load.post_jobs(str(manifest)) for size in sizes},
         }
-        latency = {name: race(clients, apis, calls, options) for name, calls in kinds.items()}
-        return latency, api_follow.measure(apis["many"], options.num_followers, options.follow_s)
+        latency: Latency = {}
+        for name, calls in kinds.items():
+            latency[name] = race(clients, apis, calls, options)
+            _print_latency(kind, name, latency[name])
+        findings = api_follow.measure(apis["many"], options.num_followers, options.follow_s)
+        _print_findings(kind, findings)
+        return latency, findings
 
 
 def page_p99_ratio(latency: Latency) -> float:
@@ -120,9 +127,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hush-bench-") as name:
         folder = Path(name)
         build_digits(folder / "shards")
-        for kind in ("sqlite", "postgresql"):
+        for kind in options.databases:
             found[kind] = measure(kind, folder / "shards" / "manifest.json", folder, options)
-            _print(kind, *found[kind])
     follow = [findings for _, findings in found.values()]
     summary = {
         "bench": "api",
@@ -144,14 +150,17 @@ def _summary(latency: Latency, findings: api_follow.Findings) -> dict[str, objec
     }
 
 
-def _print(kind: str, latency: Latency, findings: api_follow.Findings) -> None:
-    for name, sizes in latency.items():
-        for size, of in sizes.items():
-            figures = of.summary()
-            print(
-                f"{kind:10} {name:5} {size:5} p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
-                f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests"
-            )
+def _print_latency(kind: str, name: str, sizes: dict[str, Latencies]) -> None:
+    for size, of in sizes.items():
+        figures = of.summary()
+        print(
+            f"{kind:10} {name:5} {size:5} p50 {figures['p50_ms']:8.2f} ms   p99 {figures['p99_ms']:8.2f} ms"
+            f"   {figures['per_s']:8.1f} a second   {len(of.ms)} requests",
+            flush=True,
+        )
+
+
+def _print_findings(kind: str, findings: api_follow.Findings) -> None:
     print(
         f"{kind:10} {findings.num_followers} followers: {findings.num_events} events, {findings.num_missed} missed,"
         f" {findings.num_wrong} told wrong, {findings.num_progress} progress; {findings.rss_mb_before} MB before,"
@@ -162,6 +171,7 @@ def _print(kind: str, latency: Latency, findings: api_follow.Findings) -> None:
 
 def _options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.api", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=24, help="of each kind of request, on each server in turn")
@@ -169,7 +179,15 @@ def _options() -> Options:
     parser.add_argument("--followers", type=int, default=200)
     parser.add_argument("--follow-seconds", type=float, default=60.0)
     given = parser.parse_args()
-    return Options(given.jobs, given.clients, given.rounds, given.seconds, given.followers, given.follow_seconds)
+    return Options(
+        databases=given.databases,
+        num_jobs=given.jobs,
+        num_clients=given.clients,
+        num_rounds=given.rounds,
+        seconds=given.seconds,
+        num_followers=given.followers,
+        follow_s=given.follow_seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 from postgres_server import PostgresServer, postgres_server
 from pydantic import SecretStr
 
@@ -36,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     """Let programs that tests start be interrupted: a shell that runs pytest in the background has them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # No test asserts a time, not even that of one example: a busy machine is no defect.
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: none has a second one to compute on
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -97,6 +97,7 @@ class HeartbeatSupervisor:
         with self._lock:
             progress, summaries = self._progress, tuple(self._unacknowledged)
         if progress is None:
+            self._answered_s = time.monotonic()  # nobody was asked yet, however long a run takes to begin
             return
         run = self._mlflow_run()
         beat = Heartbeat(

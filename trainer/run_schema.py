@@ -81,10 +81,12 @@ class AttemptContext(Schema):
 
 
 class Handover(Schema):
-    """Service -> a spare driver that waits: the attempt it is to run."""
+    """Service -> a spare driver that waits: the attempt it is to run. Or the spare's own word that it takes none."""
 
     attempt_dir: str | None
     """Folder with the attempt's attempt.json; null: end, there will be none."""
+    is_declined: bool = False
+    """Written by the spare itself, which has failed while it waited."""
 
 
 # ------------------------------------------------------------------------------------------------------------ running

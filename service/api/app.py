@@ -20,7 +20,19 @@ from service.api.errors import install, problems
 from service.api.gate import Gate
 from service.api.openapi import openapi
 from service.api.paging import check_page_size
-from service.api.routes import events, health, internal, jobs, logs, metrics, results, studies, tokens, webhooks
+from service.api.routes import (
+    data_sets,
+    events,
+    health,
+    internal,
+    jobs,
+    logs,
+    metrics,
+    results,
+    studies,
+    tokens,
+    webhooks,
+)
 from service.cluster.launcher import Launcher
 from service.schemas import API
 from service.settings import Settings
@@ -80,12 +92,13 @@ def _add_middleware(app: FastAPI, settings: Settings, requests: Metrics) -> None
 def _add_routes(app: FastAPI) -> None:
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results, studies, tokens, webhooks):
+    for module in (jobs, events, logs, results, studies, data_sets, tokens, webhooks):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.webhooks.include_router(webhooks.sent)
 
 
 def begin_shutdown(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from service.access.authenticator import Authenticator
 from service.access.oidc import oidc_of
+from service.api.admission import readable_manifest
 from service.api.context import Context
 from service.api.event_watch import EventWatch
 from service.api.readiness import Readiness
@@ -27,10 +28,12 @@ from service.control.failpoints import arm
 from service.control.leadership import Leadership
 from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
+from service.data_sets.checker import DataSetChecker
 from service.jobs.records import TenantLimits
 from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
+from service.store.data_sets import DataSets
 from service.store.database import migrate, open_engine
 from service.store.event_log import EventLog
 from service.store.figures import read_figures
@@ -67,6 +70,8 @@ def assemble(settings: Settings, launcher: Launcher | None, early: Early) -> Con
     world = _world(engine, launcher, folders, settings, early.tracing)
     leadership = Leadership(Leases(engine), secrets.token_hex(16), settings.lease_ttl_s)
     reconciler = Reconciler(world, leadership, settings.reconcile_interval_s)
+    data_sets = DataSets(engine)
+    load = partial(readable_manifest, roots=settings.roots, urls=settings.allowed_urls)
     sender = _sender(engine, webhooks, settings)
     watch = EventWatch(EventLog(engine), early.closing)
     observed = Observed(partial(read_figures, engine), reconciler, lambda: sender.counts, lambda: watch.num_followers)
@@ -83,6 +88,8 @@ def assemble(settings: Settings, launcher: Launcher | None, early: Early) -> Con
         tokens=tokens,
         authenticator=Authenticator(tokens, oidc_of(settings)),
         watch=watch,
+        data_sets=data_sets,
+        checker=DataSetChecker(data_sets, load),
         webhooks=webhooks,
         sender=sender,
         metrics=early.metrics,
@@ -100,6 +107,7 @@ def begin(context: Context) -> None:
 
 def take_apart(context: Context) -> None:
     """End them, and close what is open."""
+    context.checker.stop()
     context.sender.stop()
     context.reconciler.stop()
     context.launcher.close()

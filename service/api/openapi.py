@@ -19,9 +19,14 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """Made once, when it is first asked for."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            webhooks=app.webhooks.routes,
+            tags=app.openapi_tags,
         )
-        for path in document["paths"].values():
+        for path in (*document["paths"].values(), *document["webhooks"].values()):
             for operation in path.values():
                 _drop_fastapis_errors(operation["responses"])
         schemas = document["components"]["schemas"]

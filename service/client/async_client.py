@@ -17,6 +17,7 @@ from service.client.address import address, find_address
 from service.client.calls import TIMEOUT_S, Call, Pages, Stream, cut_off, failure
 from service.client.retry import Outcome, Patience, Retry
 from service.client.routes import FIRST_RANK, Happening
+from service.data_set_schemas import CheckView, DataSetView
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
@@ -181,6 +182,22 @@ class AsyncClient:
     async def comparison_csv(self, study_id: str) -> str:
         """The same as CSV: a row for each point."""
         return await self._ask(routes.comparison_csv(study_id))
+
+    async def register_data_set(self, name: str, manifest: str) -> DataSetView:
+        """Keep what a manifest says under a name. Its files are looked at by a check."""
+        return await self._ask(routes.register_data_set(name, manifest))
+
+    def data_sets(self, *, page: int = 100) -> AsyncIterator[DataSetView]:
+        """All data sets of our tenant, newest first; asks for a page of this size at a time."""
+        return self._walk(routes.data_sets(page))
+
+    async def data_set(self, name: str) -> DataSetView:
+        """What a data set's manifest says, and how its last check went."""
+        return await self._ask(routes.data_set(name))
+
+    async def check_data_set(self, name: str) -> CheckView:
+        """Begin to hold every file and example against the manifest; `data_set` tells how far that is."""
+        return await self._ask(routes.check_data_set(name))
 
     async def create_token(self, name: str, role: Role, *, expires_in_s: int | None) -> NewTokenView:
         """Make a token of our tenant, as an admin of it; `expires_in_s=None`: good until it is revoked.

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from service.access.roles import Role
 from service.client.calls import Call, Pages, Params, Stream
+from service.data_set_schemas import CheckView, DataSetPage, DataSetView
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
 from service.schemas import (
@@ -55,6 +56,7 @@ _Answer = TypeVar("_Answer")
 
 _JOBS: Final = f"{API}/jobs"
 _STUDIES: Final = f"{API}/studies"
+_DATA_SETS: Final = f"{API}/data-sets"
 _TOKENS: Final = f"{API}/tokens"
 _WEBHOOKS: Final = f"{API}/webhooks"
 _LOGS: Final = TypeAdapter(list[LogView])
@@ -185,6 +187,28 @@ def comparison_csv(study_id: str) -> Call[str]:
     return Call("GET", _study(study_id, "comparison"), bytes.decode, params={"format": "csv"})
 
 
+def register_data_set(name: str, manifest: str) -> Call[DataSetView]:
+    """Register a manifest. A name is given once: a lost answer is not asked for again."""
+    body = json.dumps({"name": name, "manifest": manifest}).encode()
+    return Call("POST", _DATA_SETS, DataSetView.model_validate_json, body=body, repeatable=False)
+
+
+def data_sets(page: int) -> Pages[DataSetPage, DataSetView]:
+    """Data sets of the tenant, newest first."""
+    first = Call("GET", _DATA_SETS, DataSetPage.model_validate_json, params={"limit": page})
+    return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def data_set(name: str) -> Call[DataSetView]:
+    """A data set, with its last check."""
+    return Call("GET", _data_set(name), DataSetView.model_validate_json)
+
+
+def check_data_set(name: str) -> Call[CheckView]:
+    """Begin a check of all files. One runs at a time: a lost answer is not asked for again."""
+    return Call("POST", _data_set(name, "check"), CheckView.model_validate_json, repeatable=False)
+
+
 def create_token(name: str, role: Role, expires_in_s: int | None) -> Call[NewTokenView]:
     """Make a token. To make two is not to make one: a lost answer is not asked for again."""
     body = json.dumps({"name": name, "role": role, "expires_in_s": expires_in_s}).encode()
@@ -246,6 +270,10 @@ def _job(job_id: str, *below: str) -> str:
 
 def _study(study_id: str, *below: str) -> str:
     return "/".join((_STUDIES, quote(study_id, safe=""), *below))
+
+
+def _data_set(name: str, *below: str) -> str:
+    return "/".join((_DATA_SETS, quote(name, safe=""), *below))
 
 
 def _webhook(webhook_id: str, *below: str) -> str:

@@ -13,6 +13,10 @@ class LauncherUnavailableError(Exception):
     """The cluster cannot be asked now; nothing is known about what runs on it. Ask again later."""
 
 
+class AnswerUnusableError(LauncherUnavailableError):
+    """The cluster answers, but not to this question now; it may well answer the next."""
+
+
 class LaunchRejectedError(Exception):
     """The cluster will never accept this attempt; the message says why."""
 

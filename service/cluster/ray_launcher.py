@@ -8,6 +8,7 @@ for a token not only where it is told to, but wherever there is a `~/.ray/auth_t
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,7 +16,14 @@ from typing import Literal, TypeVar
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from service.cluster.launcher import DriverStatus, LauncherUnavailableError, LaunchRejectedError, Node, Phase
+from service.cluster.launcher import (
+    AnswerUnusableError,
+    DriverStatus,
+    LauncherUnavailableError,
+    LaunchRejectedError,
+    Node,
+    Phase,
+)
 
 TIMEOUT_S = 10.0
 SUBMIT_TIMEOUT_S = 60.0
@@ -82,7 +90,7 @@ class RayLauncher:
         """The cluster's living machines."""
         answer = _parsed(_NodesAnswer, self._call("GET", "/api/v0/nodes?detail=true&limit=10000"))
         if not answer.result or answer.data is None:
-            raise LauncherUnavailableError(answer.msg)
+            raise AnswerUnusableError(answer.msg)
         totals = [n.resources_total or {} for n in answer.data.result.result if n.state == "ALIVE"]
         return [Node(total.get("CPU", 0), total.get("GPU", 0)) for total in totals]
 
@@ -119,7 +127,7 @@ class RayLauncher:
         """Ask a driver to end (SIGTERM), and kill it three seconds later."""
         response = self._call("POST", f"/api/jobs/{submission_id}/stop")
         if response.status_code != httpx.codes.NOT_FOUND and not response.is_success:
-            raise LauncherUnavailableError(f"Ray could not stop the attempt now: {_shortened(response.text)}")
+            raise AnswerUnusableError(f"Ray could not stop the attempt now: {_shortened(response.text)}")
 
     def close(self) -> None:
         """Close the connections."""
@@ -138,14 +146,18 @@ def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
     try:
         return kind.model_validate_json(response.raise_for_status().content)
     except (httpx.HTTPStatusError, ValidationError) as error:
-        raise LauncherUnavailableError(f"Ray answered {response.status_code}: {_shortened(response.text)}") from error
+        raise AnswerUnusableError(f"Ray answered {response.status_code}: {_shortened(response.text)}") from error
 
 
 def _was_killed(info: _JobInfo) -> bool:
-    """Whether the cluster or a signal ended the driver, rather than an error of its own (a shell: 128 + signal)."""
+    """Whether the cluster or a signal ended the driver, rather than an error of its own (a shell: 128 + signal).
+
+    A driver of Ray that gets SIGTERM, as when its machine shuts down, ends with that signal's number.
+    """
     if info.error_type is not None and info.error_type not in _OWN_ERRORS:
         return True
-    return info.driver_exit_code is not None and (info.driver_exit_code < 0 or info.driver_exit_code > 128)
+    code = info.driver_exit_code
+    return code is not None and (code < 0 or code > 128 or code == signal.SIGTERM)
 
 
 def _was_out_of_memory(info: _JobInfo) -> bool:

@@ -44,10 +44,11 @@ def read_has_waiting(connection: Connection) -> bool:
     return connection.execute(query).first() is not None
 
 
-def read_waiting(connection: Connection, num_per_tenant: int) -> list[WaitingJob]:
-    """Jobs that wait for their turn, in order: of each tenant the first ones."""
+def read_waiting(connection: Connection, num_per_tenant: int, now: datetime) -> list[WaitingJob]:
+    """Jobs that wait for their turn, in order: of each tenant the first ones whose backoff is over."""
     place = func.row_number().over(partition_by=jobs.c.tenant, order_by=_ORDER).label("place")
-    ranked = select(jobs.c.id, place).where(jobs.c.state.in_(sorted(WAITING_STATES))).subquery()
+    may_start = jobs.c.not_before.is_(None) | (jobs.c.not_before <= now)
+    ranked = select(jobs.c.id, place).where(jobs.c.state.in_(sorted(WAITING_STATES)), may_start).subquery()
     first = select(ranked.c.id).where(ranked.c.place <= num_per_tenant)
     return _waiting(connection, jobs.c.id.in_(first))
 

@@ -204,10 +204,10 @@ class Store:
         with self._engine.begin() as connection:
             return read_has_waiting(connection)
 
-    def waiting(self, num_per_tenant: int) -> list[WaitingJob]:
-        """Jobs that wait for their turn, by priority, then age: of each tenant the first ones."""
+    def waiting(self, num_per_tenant: int, now: datetime) -> list[WaitingJob]:
+        """Jobs that wait for their turn, by priority, then age: of each tenant the first ones whose backoff is over."""
         with self._engine.begin() as connection:
-            return read_waiting(connection, num_per_tenant)
+            return read_waiting(connection, num_per_tenant, now)
 
     def newcomers(self, since_id: str, limit: int) -> list[WaitingJob]:
         """Queued jobs that came after `since_id`, the newest ones."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query
 
 from service.access.roles import Role
 from service.api.auth import InPrincipal, require
@@ -21,6 +21,7 @@ from service.schemas import (
     DeliveryView,
     FieldProblem,
     NewWebhook,
+    WebhookMessage,
     WebhookPage,
     WebhookView,
 )
@@ -29,6 +30,9 @@ from service.webhooks.addresses import AddressPolicy, parse_url, policy_of
 from service.webhooks.signature import SECRET_BYTES, new_secret
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], dependencies=[require(Role.ADMIN)])
+
+sent = APIRouter()
+"""What we ask of others: documentation only."""
 
 MAX_DELIVERY_ID = 2**63 - 1
 
@@ -99,6 +103,16 @@ def list_deliveries(
     found = context.webhooks.deliveries(webhook.id, limit + 1, cursor)
     items = [_delivery_view(delivery) for delivery in found[:limit]]
     return DeliveryPage(items=items, next_cursor=items[-1].id if len(found) > limit else None)
+
+
+@sent.post("job.state", status_code=HTTPStatus.NO_CONTENT, summary="A job has changed")
+def _job_state(
+    body: WebhookMessage,
+    webhook_id: Annotated[str, Header(description="Of the delivery: the same at each try.")],
+    webhook_timestamp: Annotated[int, Header(description="Seconds since 1970 when it was sent.")],
+    webhook_signature: Annotated[str, Header(description="`v1,` and the signature, by Standard Webhooks.")],
+) -> None:
+    """Sent to a webhook when a job of its tenant has become one of its states. Any 2xx says that it was heard."""
 
 
 def _url(text: str, policy: AddressPolicy) -> str:

@@ -6,16 +6,22 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from postgres_server import PostgresServer
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 
+from service.store import database
 from service.store.database import open_engine
+from service.store.leases import Leases
 from service.store.tables import metadata
+from service.store.writes import hold
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TESTS = Path(__file__).parents[2]
 MIGRATE = """
 import sys
@@ -67,6 +73,22 @@ def test_a_url_may_leave_the_driver_out(postgres: PostgresServer, scheme: str) -
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
     engine.dispose()
+
+
+def test_a_lease_is_to_be_had_though_its_holder_fell_asleep_amid_a_write(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "IDLE_TIMEOUT_MS", 200)
+    sleeper, other = open_engine(postgres_url), open_engine(postgres_url)
+    fence = Leases(sleeper).acquire("reconciler", "sleeper", NOW, ttl_s=15)
+    with sleeper.connect() as connection:
+        hold(connection, fence)
+        assert Leases(other).acquire("reconciler", "other", NOW + timedelta(seconds=16), ttl_s=15) is not None
+        with pytest.raises(DBAPIError, match="idle-in-transaction timeout"):
+            hold(connection, fence)
+        connection.invalidate()
+    for engine in (sleeper, other):
+        engine.dispose()
 
 
 def test_the_server_of_a_killed_test_process_ends() -> None:

@@ -77,7 +77,7 @@ def test_a_study_is_stored_as_it_was_asked_for(database: Database) -> None:
     assert [job.study_index for job in stored] == list(range(8))
     assert [job.id for job in database.studies.jobs(made.id)] == [job.id for job in stored]
     assert [job.id for job in stored] == sorted(job.id for job in stored)
-    waiting = database.store.waiting(100)
+    waiting = database.store.waiting(100, NOW)
     assert [job.id for job in waiting] == [job.id for job in stored]  # they start in the study's order
 
 
@@ -88,7 +88,7 @@ def test_a_thousand_jobs_are_stored_or_none(database: Database) -> None:
         database.studies.create("default", study(3), _breaks_off(study(3)), NOW)  # type: ignore[arg-type]
     assert [found.id for found in database.studies.page("default", 10)] == [made.id]
     assert not hasattr(database.studies.page("default", 10)[0], "spec"), "a page of specs may have gigabytes"
-    assert len(database.store.waiting(2000)) == 1000
+    assert len(database.store.waiting(2000, NOW)) == 1000
 
 
 class _breaks_off(list[Any]):  # noqa: N801 (reads as what it does)
@@ -108,7 +108,7 @@ def test_posts_at_the_same_time_with_one_key_make_one_study(database: Database) 
         made = list(pool.map(lambda _: database.create(study(), "key"), range(16)))
     assert len({record.id for record, _ in made}) == 1
     assert sum(is_new for _, is_new in made) == 1
-    assert len(database.store.waiting(100)) == 3
+    assert len(database.store.waiting(100, NOW)) == 3
     with pytest.raises(IdempotencyConflictError, match=made[0][0].id):
         database.create(study(4), "key")
     with pytest.raises(IdempotencyConflictError, match=made[0][0].id):

@@ -326,3 +326,11 @@ def test_whose_it_is(service: RunningService) -> None:
         assert client.get("/api/v1/webhooks").json() == {"items": []}
         for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/deliveries")):
             assert client.request(method, f"/api/v1/webhooks/{hook['id']}{path}").status_code == 404
+
+
+def test_the_message_is_documented(service: RunningService) -> None:
+    document = service.client.get("/openapi.json").json()
+    told = document["webhooks"]["job.state"]["post"]
+    assert told["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/WebhookMessage")
+    assert {p["name"] for p in told["parameters"]} == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+    assert "HTTPValidationError" not in json.dumps(document)

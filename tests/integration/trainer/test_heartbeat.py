@@ -109,6 +109,16 @@ def test_stops_when_the_lease_is_lost() -> None:
         wait_until(lambda: supervisor.order == "stop")
 
 
+def test_the_lease_begins_with_the_first_heartbeat() -> None:
+    with HeartbeatSupervisor("http://127.0.0.1:9/", "secret", interval_s=0.01, lease_s=10) as supervisor:
+        supervisor._answered_s -= 60  # what comes before the first step has taken a minute
+        began_s = supervisor._answered_s
+        wait_until(lambda: supervisor._answered_s > began_s)
+        supervisor.progress(PROGRESS)
+        time.sleep(0.1)
+        assert supervisor.order == "continue"
+
+
 def test_absent_service_is_waited_for() -> None:
     with HeartbeatSupervisor("http://127.0.0.1:9/", "secret", interval_s=0.02) as supervisor:
         supervisor.progress(PROGRESS)

@@ -340,10 +340,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert active == [(model.id, model.attempt) for model in self.jobs if model.state in ACTIVE_STATES]
         waiting = [model for model in self.jobs if model.state in WAITING_STATES]
         waiting.sort(key=lambda model: (-model.submission.spec.scheduling.priority, model.id))
-        found = self.store.waiting(num_per_tenant=1)
-        assert [(job.id, job.attempt) for job in self.store.waiting(MAX_JOBS)] == [(m.id, m.attempt) for m in waiting]
+        ready = [model for model in waiting if model.not_before is None or model.not_before <= self.now]
+        found = self.store.waiting(MAX_JOBS, self.now)
+        assert [(job.id, job.attempt) for job in found] == [(model.id, model.attempt) for model in ready]
+        found = self.store.waiting(1, self.now)
+        assert [job.id for job in found] == [model.id for model in first_of_each_tenant(ready)]
         assert self.store.has_waiting() == bool(waiting)
-        assert [job.id for job in found] == [m.id for m in first_of_each_tenant(waiting)]
         queued = {model.id for model in waiting if model.state is JobState.QUEUED}
         assert {job.id for job in self.store.newcomers("0" * 26, MAX_JOBS)} == queued
 
@@ -392,7 +394,7 @@ def test_one_key_makes_one_job_however_many_ask_at_a_time(engine: Engine, round_
     assert len({job_id for job_id, _ in made}) == 1
     assert sum(is_new for _, is_new in made) == 1
     assert len(made) in {NUM_THREADS // 4, NUM_THREADS * 3 // 4}, "whoever asked for the other job was told so"
-    [waiting] = store.waiting(100)
+    [waiting] = store.waiting(100, now)
     assert waiting.id == made[0][0]
 
 
