@@ -67,7 +67,8 @@ class EventWatch:
         self._closing = closing
         self._followers: dict[str, set[Follower]] = {}
         self._stamps: Mapping[str, Stamp] = {}
-        self._limiter = CapacityLimiter(NUM_READERS)
+        self.readers = CapacityLimiter(NUM_READERS)
+        """Threads for whoever follows something."""
 
     @property
     def num_followers(self) -> int:
@@ -77,7 +78,7 @@ class EventWatch:
     @contextmanager
     def following(self, job_id: str) -> Iterator[Follower]:
         """Follow a job that is there, from within the event loop."""
-        follower = Follower(partial(self._log.news, job_id), self._limiter)
+        follower = Follower(partial(self._log.news, job_id), self.readers)
         self._followers.setdefault(job_id, set()).add(follower)
         try:
             yield follower
@@ -102,7 +103,7 @@ class EventWatch:
         if not followed:
             self._stamps = {}
             return
-        stamps = await anyio.to_thread.run_sync(self._log.stamps, followed)
+        stamps = await anyio.to_thread.run_sync(self._log.stamps, followed, limiter=self.readers)
         changed = [job_id for job_id, stamp in stamps.items() if self._stamps.get(job_id) != stamp]
         self._stamps = stamps
         self._wake(changed)

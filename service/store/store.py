@@ -251,12 +251,8 @@ class Store:
 
     def heartbeat(self, job_id: str, number: int, token: str, beat: Heartbeat, now: datetime) -> HeartbeatReply:
         """Take in what rank 0 says; raises UnknownAttemptError, WrongTokenError or FencedOffError."""
+        self._check_token(job_id, number, token)  # first, as strangers must not take the lock to write
         with self._writing.begin() as connection:
-            attempt = find_attempt(connection, job_id, number)
-            if attempt is None:
-                raise UnknownAttemptError
-            if attempt.token_hash is None or not hmac.compare_digest(hash_token(token), attempt.token_hash):
-                raise WrongTokenError
             job = lock_job(connection, job_id)
             if job.attempt != number or job.state in TERMINAL_STATES:
                 raise FencedOffError
@@ -271,6 +267,13 @@ class Store:
             failpoint(Failpoint.HEARTBEAT_BEFORE_COMMIT)
         failpoint(Failpoint.HEARTBEAT_AFTER_COMMIT)
         return HeartbeatReply(action=_reply(job))
+
+    def _check_token(self, job_id: str, number: int, token: str) -> None:
+        attempt = self.attempt(job_id, number)
+        if attempt is None:
+            raise UnknownAttemptError
+        if attempt.token_hash is None or not hmac.compare_digest(hash_token(token), attempt.token_hash):
+            raise WrongTokenError
 
     # ---------------------------------------------------------------------------------------------------- events
 

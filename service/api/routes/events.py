@@ -84,7 +84,9 @@ async def _stream(context: Context, job_id: str, after: int) -> AsyncIterator[by
                 messages.append(format_sse_event(event="progress", data_str=progress.model_dump_json()))
             ended = len(news.events) < BATCH and news.state in TERMINAL_STATES
             if ended:
-                messages.append(await anyio.to_thread.run_sync(_end_message, context, job_id))
+                messages.append(
+                    await anyio.to_thread.run_sync(_end_message, context, job_id, limiter=context.watch.readers)
+                )
             if messages:
                 yield b"".join(messages)
                 sent_at = time.monotonic()

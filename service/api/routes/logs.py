@@ -140,7 +140,7 @@ async def _stream(context: Context, job: JobRecord, name: str, place: Place) -> 
         # A job that has ended, or is at a later attempt, was so before its log is read to the end here.
         has_ended, is_over = job.state in TERMINAL_STATES, place.attempt < job.attempt
         read_on = partial(context.logs.read_on, job.id, name, place, is_over=is_over or has_ended)
-        piece = await anyio.to_thread.run_sync(read_on)
+        piece = await anyio.to_thread.run_sync(read_on, limiter=context.watch.readers)
         if piece is not None:
             place, sent_at = piece.end, time.monotonic()
             data = log_piece_view(name, piece).model_dump_json()
@@ -152,7 +152,7 @@ async def _stream(context: Context, job: JobRecord, name: str, place: Place) -> 
             return
         elif time.monotonic() - asked_at >= ASK_S:
             asked_at = time.monotonic()
-            job = await anyio.to_thread.run_sync(_now, context, job)
+            job = await anyio.to_thread.run_sync(_now, context, job, limiter=context.watch.readers)
         elif time.monotonic() - sent_at >= KEEP_ALIVE_S:
             sent_at = time.monotonic()
             yield KEEPALIVE_COMMENT

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
+from service.store.database import open_engine, writing
+
 NOBODY = "0" * 26
 
 
@@ -186,6 +188,16 @@ def test_heartbeats_that_the_database_cannot_hold(service: RunningService, job: 
     progress = {"phase": "training", "epoch": 1, "num_epochs": 2, "step": 1, "num_steps": 2}
     url, content = f"/api/v1/internal/attempts/{job}/1/heartbeat", json.dumps({"progress": progress, **changes})
     is_problem(service.client.post(url, content=content, headers={"Content-Type": "application/json"}), 422)
+
+
+def test_a_stranger_s_heartbeat_takes_no_lock(service: RunningService, job: str) -> None:
+    progress = {"phase": "training", "epoch": 1, "num_epochs": 2, "step": 1, "num_steps": 2}
+    engine = open_engine(service.settings.database)
+    with writing(engine).begin():  # whoever wants to write now waits for ten seconds, and gets a 503
+        for number, status in ((1, 401), (2, 404)):
+            url = f"/api/v1/internal/attempts/{job}/{number}/heartbeat"
+            is_problem(service.client.post(url, json={"progress": progress}), status)
+    engine.dispose()
 
 
 JSON = st.recursive(
