@@ -19,7 +19,7 @@ from pathlib import Path
 from data_pipeline.reading.cache import cache_from
 from trainer.errors import AbortedError
 from trainer.failure import failure_of_driver, failure_of_ranks, failure_recorded, forget, read_failure, record
-from trainer.handover import wait_for_handover
+from trainer.handover import decline, wait_for_handover
 from trainer.output_log import driver_log, log_plainly, output_kept_in, rank_log
 from trainer.rank_group import RankGroup, context_handed_over, group_of_attempt, group_of_spare, read_context
 from trainer.run_schema import RESULT_FILE, AttemptContext, AttemptFailure
@@ -124,6 +124,7 @@ def run_spare(spare_dir: Path, num_workers: int) -> int:
     try:
         run_on_ray(group_of_spare(spare_dir, num_workers))
     except Exception as error:
+        decline(spare_dir)
         context = context_handed_over(spare_dir)
         if context is None:
             raise

@@ -81,10 +81,12 @@ class AttemptContext(Schema):
 
 
 class Handover(Schema):
-    """Service -> a spare driver that waits: the attempt it is to run."""
+    """Service -> a spare driver that waits: the attempt it is to run. Or the spare's own word that it takes none."""
 
     attempt_dir: str | None
     """Folder with the attempt's attempt.json; null: end, there will be none."""
+    is_declined: bool = False
+    """Written by the spare itself, which has failed while it waited."""
 
 
 # ------------------------------------------------------------------------------------------------------------ running
@@ -112,9 +114,13 @@ class Progress(Schema):
 class EpochSummary(Schema):
     """The headline figures of a finished epoch."""
 
-    epoch: int
+    epoch: int = Field(ge=1, lt=2**31)
     metrics: dict[str, float]
     """By metric name, see METRICS."""
+
+
+MlflowId = Annotated[str, Field(pattern=r"^[!-~]{1,64}$")]
+"""An id that MLflow gave a run or an experiment, as the service's database can hold it."""
 
 
 class Heartbeat(Schema):
@@ -123,8 +129,8 @@ class Heartbeat(Schema):
     progress: Progress
     finished_epochs: tuple[EpochSummary, ...] = ()
     """Epochs finished since the last acknowledged heartbeat."""
-    mlflow_run_id: str | None = None
-    mlflow_experiment_id: str | None = None
+    mlflow_run_id: MlflowId | None = None
+    mlflow_experiment_id: MlflowId | None = None
 
 
 class HeartbeatReply(Schema):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,6 +23,8 @@ STALE_S: Final = 24 * 3600.0
 """Keys this old are taken no more, even if the identity provider does not answer."""
 COOL_DOWN_S: Final = 10.0
 """It is asked no more often, however many tokens name a key that nobody knows."""
+WAIT_S: Final = 1.0
+"""Whoever needs a key that is not known waits no longer for another thread to fetch it."""
 KEY_TYPES: Final = frozenset({"RSA", "EC", "OKP"})
 """Key pairs. A shared secret among published keys is none."""
 
@@ -31,33 +34,54 @@ class IdentityProviderAwayError(Exception):
 
 
 class Jwks:
-    """The keys, whoever asks from whichever thread."""
+    """The keys, whoever asks from whichever thread. One thread fetches; others go by the keys there are meanwhile, so
+    that an identity provider which hangs keeps nobody waiting whose key is known."""
 
     def __init__(self, fetch: Callable[[], KeySet]) -> None:
         """Nothing is fetched yet; `fetch` raises IdentityProviderAwayError."""
         self._fetch = fetch
-        self._lock = threading.Lock()
-        self._keys: KeySet | None = None
-        self._fetched_at = self._tried_at = float("-inf")
+        self._fetching = threading.Lock()
+        self._held = _Held(None, float("-inf"))
+        self._tried_at = float("-inf")
         self._trouble = ""
 
     def keys(self, kid: str | None, now: float) -> KeySet:
         """The keys, with the one named `kid` in it if the identity provider has it; `now` in seconds."""
-        with self._lock:
-            known = self._keys is not None and (kid is None or any(key.kid == kid for key in self._keys))
-            is_fresh = now - self._fetched_at <= FRESH_S
-            if not (known and is_fresh) and now - self._tried_at >= COOL_DOWN_S:
-                self._try(now)
-            if self._keys is None or now - self._fetched_at > STALE_S:
-                raise IdentityProviderAwayError(self._trouble)
-            return self._keys
+        if not self._held.suffices(kid, now, FRESH_S):
+            suffices_meanwhile = self._held.suffices(kid, now, STALE_S)
+            if self._fetching.acquire(timeout=0 if suffices_meanwhile else WAIT_S):
+                self._fetch_and_release(kid, now)
+            elif not suffices_meanwhile:
+                raise IdentityProviderAwayError("the identity provider has been asked for its keys, and is slow")
+        held = self._held
+        if held.keys is None or now - held.fetched_at > STALE_S:
+            raise IdentityProviderAwayError(self._trouble)
+        return held.keys
 
-    def _try(self, now: float) -> None:
-        self._tried_at = now
+    def _fetch_and_release(self, kid: str | None, now: float) -> None:
+        """Unless another thread has done it by now, or tried a moment ago."""
         try:
-            self._keys, self._fetched_at = self._fetch(), now
+            if not self._held.suffices(kid, now, FRESH_S) and now - self._tried_at >= COOL_DOWN_S:
+                self._tried_at = now
+                self._held = _Held(self._fetch(), now)
         except IdentityProviderAwayError as error:
             self._trouble = str(error)
+        finally:
+            self._fetching.release()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What was fetched last, as a whole: a thread reads it while another replaces it."""
+
+    keys: KeySet | None
+    fetched_at: float
+
+    def suffices(self, kid: str | None, now: float, max_age_s: float) -> bool:
+        """Whether the key named `kid` is there (None: any), and no older than that."""
+        if self.keys is None or now - self.fetched_at > max_age_s:
+            return False
+        return kid is None or any(key.kid == kid for key in self.keys)
 
 
 def fetch_keys(issuer: str, jwks_url: str | None) -> KeySet:

@@ -111,7 +111,12 @@ def _principal(claims: Claims, rules: OidcRules) -> Principal:
         raise BadTokenError(f"The bearer token's claim {rules.role_claim!r} must hold one of: {', '.join(Role)}")
     name = claims.get("preferred_username")
     shown = name if isinstance(name, str) and name else str(subject)
-    return Principal(tenant, role, shown[:MAX_NAME], f"oidc:{subject}")
+    return Principal(tenant, role, _text(shown[:MAX_NAME]), f"oidc:{_text(str(subject))}")
+
+
+def _text(claimed: str) -> str:
+    """Without lone surrogates, which JSON can smuggle into a string but UTF-8 cannot carry out again."""
+    return claimed.encode(errors="replace").decode()
 
 
 def _key_id(token: str) -> str | None:

@@ -37,7 +37,8 @@ def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...], splits:
 
     def check_manifest() -> None:
         nonlocal manifest
-        manifest = _manifest(_allowed(spec.data.manifest, roots, urls), splits)
+        manifest = readable_manifest(spec.data.manifest, roots, urls)
+        _check_splits(manifest, splits)
 
     def check_noise() -> None:
         if manifest is not None and spec.data.corruption is not None:
@@ -58,6 +59,11 @@ def admit(spec: JobSpec, roots: tuple[Path, ...], urls: tuple[str, ...], splits:
     if wrong:
         detail = "; ".join(f"{entry.field} = {entry.value}: {entry.message}" for entry in wrong)
         raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=wrong)
+
+
+def readable_manifest(manifest: str, roots: tuple[Path, ...], urls: tuple[str, ...]) -> Manifest:
+    """The manifest at a path or address; ValueError if it may not or cannot be read, StorageError if it is away."""
+    return Manifest.load(_allowed(manifest, roots, urls), PATIENCE)
 
 
 def _allowed(manifest: str, roots: tuple[Path, ...], urls: tuple[str, ...]) -> str | Path:
@@ -87,13 +93,11 @@ def _inside(text: str, roots: tuple[Path, ...]) -> Path:
     return resolved
 
 
-def _manifest(place: str | Path, splits: tuple[str, ...]) -> Manifest:
-    manifest = Manifest.load(place, PATIENCE)
+def _check_splits(manifest: Manifest, splits: tuple[str, ...]) -> None:
     for split in splits:
         if split not in manifest.splits:
             needed = ", which early_stop needs" if split == "val" else ""
             raise ValueError(f"has no split '{split}'{needed}, only {', '.join(manifest.splits) or 'none'}")
-    return manifest
 
 
 def _check_weights(path: Path) -> None:

@@ -15,11 +15,13 @@ from service.api.errors import ProblemError
 from service.api.event_watch import EventWatch
 from service.cluster.launcher import Launcher
 from service.control.reconciler_thread import Reconciler
+from service.data_sets.checker import DataSetChecker
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
 from service.results.logs import Logs
 from service.results.reader import Results
 from service.settings import Settings
+from service.store.data_sets import DataSets
 from service.store.store import Store
 from service.store.studies import Studies
 from service.store.tokens import Tokens
@@ -43,6 +45,8 @@ class Context:
     tokens: Tokens
     authenticator: Authenticator
     watch: EventWatch
+    data_sets: DataSets
+    checker: DataSetChecker
     webhooks: Webhooks
     sender: WebhookSender
     metrics: Metrics

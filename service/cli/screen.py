@@ -50,8 +50,9 @@ _EPOCH_FIGURES: Final = (
 
 
 def console() -> Console:
-    """stdout, without rich's colouring of numbers and paths; wide where it is no terminal, so that nothing is cut."""
-    out = Console(highlight=False)
+    """stdout, without rich's colouring of numbers and paths, and without its markup: brackets in an address or an error
+    are theirs. Wide where it is no terminal, so that nothing is cut."""
+    out = Console(highlight=False, markup=False)
     if not out.is_terminal and out.width == RICH_DEFAULT_COLUMNS:
         out.width = PIPED_COLUMNS
     return out

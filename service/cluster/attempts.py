@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
@@ -47,37 +48,52 @@ class AttemptFolders:
         yield from sorted(folders, key=lambda folder: int(folder.name.removeprefix("attempt-")), reverse=True)
 
     def prepare(self, job: JobRecord, attempt: AttemptRecord, store: Store, fence: Fence | None = None) -> Path:
-        """Write attempt.json, with a token whose hash is in the store before anybody can read the token.
+        """Write attempt.json, whose token has its hash in the store before the attempt is handed to the cluster.
 
-        Safe to repeat after a crash at any line: a token that a driver may already have read is kept. It resumes from
-        its job's earlier attempts, then from those of the job that this one retries, and so on.
+        Safe to repeat after a crash at any line, and by two processes that both think they lead: the first token in the
+        file is kept, as a driver may have read it. The attempt resumes from its job's earlier ones, then from those of
+        the job that this one retries, and so on.
         """
         folder = self.path(job.id, attempt.number)
         folder.mkdir(parents=True, exist_ok=True)
-        token = _token_in(folder / ATTEMPT_FILE)
-        is_known = token is not None and hash_token(token) == attempt.token_hash
-        if token is None or not is_known:
-            token = secrets.token_urlsafe(32)
+        token = self._write(folder / ATTEMPT_FILE, self._context(job, attempt, store))
+        failpoint(Failpoint.ATTEMPT_FILE_AFTER)
+        if hash_token(token) != attempt.token_hash:
+            failpoint(Failpoint.TOKEN_BEFORE)
+            store.set_token(job.id, attempt.number, hash_token(token), fence)
+            failpoint(Failpoint.TOKEN_AFTER)
+        return folder
+
+    def _context(self, job: JobRecord, attempt: AttemptRecord, store: Store) -> AttemptContext:
+        folder = self.path(job.id, attempt.number)
         earlier = [other for job_id in store.lineage(job) for other in self.newest_first(job_id)]
-        context = AttemptContext(
+        return AttemptContext(
             job_id=job.id,
             attempt=attempt.number,
             spec=job.spec,
             run_dir=str(folder),
             resume_dirs=tuple(str(other) for other in earlier if other != folder),
             heartbeat_url=f"{self._public_url}/api/v1/internal/attempts/{job.id}/{attempt.number}/heartbeat",
-            heartbeat_token=token,
+            heartbeat_token=secrets.token_urlsafe(32),
             mlflow_uri=self._mlflow_uri,
             mlflow_run_id=job.mlflow_run_id,
         )
-        aside = _write_private(folder / ATTEMPT_FILE, context.model_dump_json().encode())
-        if not is_known:
-            failpoint(Failpoint.TOKEN_BEFORE)
-            store.set_token(job.id, attempt.number, hash_token(token), fence)
-            failpoint(Failpoint.TOKEN_AFTER)
-        aside.rename(folder / ATTEMPT_FILE)  # at once: by now another process may think it leads
-        failpoint(Failpoint.ATTEMPT_FILE_AFTER)
-        return folder
+
+    @staticmethod
+    def _write(path: Path, context: AttemptContext) -> str:
+        """Write what an attempt is told, under the token that is in the file already, if there is one; that token."""
+        known = _token_in(path)
+        if known is None:
+            with _private_file_beside(path, context) as aside, suppress(OSError):
+                os.link(aside, path)  # fails where another process was faster: its token stays
+            known = _token_in(path)
+        if known is not None:
+            context = context.model_copy(update={"heartbeat_token": known})
+        token = context.heartbeat_token
+        assert token is not None
+        with _private_file_beside(path, context) as aside:
+            aside.replace(path)  # torn, or this service's address is another by now
+        return token
 
 
 def _token_in(path: Path) -> str | None:
@@ -87,14 +103,18 @@ def _token_in(path: Path) -> str | None:
         return None
 
 
-def _write_private(path: Path, content: bytes) -> Path:
-    """Write a file that only its owner may read beside `path`, from where a rename makes it appear whole."""
+@contextmanager
+def _private_file_beside(path: Path, context: AttemptContext) -> Iterator[Path]:
+    """A file that only its owner may read, from where it can be made to appear whole as `path`."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(context.model_dump_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def attempt_failure(folder: Path) -> AttemptFailure | None:

@@ -8,6 +8,7 @@ for a token not only where it is told to, but wherever there is a `~/.ray/auth_t
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -142,10 +143,14 @@ def _parsed(kind: type[_Answer], response: httpx.Response) -> _Answer:
 
 
 def _was_killed(info: _JobInfo) -> bool:
-    """Whether the cluster or a signal ended the driver, rather than an error of its own (a shell: 128 + signal)."""
+    """Whether the cluster or a signal ended the driver, rather than an error of its own (a shell: 128 + signal).
+
+    A driver of Ray that gets SIGTERM, as when its machine shuts down, ends with that signal's number.
+    """
     if info.error_type is not None and info.error_type not in _OWN_ERRORS:
         return True
-    return info.driver_exit_code is not None and (info.driver_exit_code < 0 or info.driver_exit_code > 128)
+    code = info.driver_exit_code
+    return code is not None and (code < 0 or code > 128 or code == signal.SIGTERM)
 
 
 def _was_out_of_memory(info: _JobInfo) -> bool:

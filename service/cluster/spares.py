@@ -11,21 +11,22 @@ changed from a spare to a cold start, and only after that spare turned out to be
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.run_schema import HANDOVER_FILE, Handover
 
 OPEN: Final = "open"
 LAUNCHES: Final = "launches"
+
+_Content = TypeVar("_Content", bound=BaseModel)
 
 
 class SpareFile(BaseModel):
@@ -111,16 +112,14 @@ class Spares:
 
         What an attempt was handed to stays on record: it must not be started again elsewhere.
         """
-        if self.hand_over(spare.id, None):
+        self.hand_over(spare.id, None)
+        if not self.has_attempt(spare):
             shutil.rmtree(spare.folder, ignore_errors=True)
         (self._open / spare.id).unlink(missing_ok=True)
 
     def launch_of(self, submission_id: str) -> Launch | None:
         """What was decided about an attempt; None: nothing yet."""
-        try:
-            return Launch.model_validate_json((self._launches / submission_id).read_bytes())
-        except FileNotFoundError:
-            return None
+        return _read(self._launches / submission_id, Launch)
 
     def decide(self, submission_id: str, launch: Launch) -> Launch:
         """Write down where an attempt is to run, before it is started there."""
@@ -130,15 +129,20 @@ class Spares:
 
     def _read_open(self) -> Iterator[Spare]:
         for file in sorted(self._open.glob("spare-*")):
-            with contextlib.suppress(FileNotFoundError):
-                num_workers = SpareFile.model_validate_json(file.read_bytes()).num_workers
-                yield Spare(file.name, self.root / file.name, num_workers)
+            spare = _read(file, SpareFile)
+            if spare is not None:
+                yield Spare(file.name, self.root / file.name, spare.num_workers)
 
 
 def _handed_to(folder: Path) -> Handover | None:
+    return _read(folder / HANDOVER_FILE, Handover)
+
+
+def _read(path: Path, kind: type[_Content]) -> _Content | None:
+    """A file's content; None if it is not there, or a power cut has left it empty: with it went all that ran."""
     try:
-        return Handover.model_validate_json((folder / HANDOVER_FILE).read_bytes())
-    except FileNotFoundError:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None
 
 

@@ -77,7 +77,11 @@ class WarmLauncher:
     def submit(self, submission_id: str, run_dir: Path) -> None:
         """Hand the attempt to a spare that fits and lives, else start a driver; asked again, do the same again."""
         num_workers = fitting_workers(run_dir)
-        launch = self._spares.launch_of(submission_id) or self._choose(submission_id, num_workers)
+        launch = self._spares.launch_of(submission_id)
+        if launch is None:
+            launch = self._choose(submission_id, num_workers)
+        elif launch.spare is not None and self._launcher.status(launch.spare).phase not in LIVES:
+            self._spares.hand_over(launch.spare, None)  # if it died before it had the attempt, it never gets it
         if launch.spare is None or not self._spares.hand_over(launch.spare, run_dir):
             self._spares.decide(submission_id, COLD)
             self._launcher.submit(submission_id, run_dir)

@@ -115,11 +115,11 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
 
 
 def _decide_unanswered(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
-    """Of an attempt about which the cluster cannot be asked."""
+    """Of an attempt about which the cluster cannot be asked: once it is silent, it counts as lost with its head."""
     if seen.silent_s <= policy.lost_after_s:
         return ()
     message = f"Ray does not answer, and the attempt has been silent for {seen.silent_s:.0f} s."
-    return (_again_or_failed(live.job, Reason.HEAD_LOST, message, now, policy),)
+    return (_ended(live.job, seen, DriverStatus(Phase.LOST, message), now, policy),)
 
 
 def _decide_living(
@@ -128,7 +128,7 @@ def _decide_living(
     """Of an attempt whose driver lives: whether it lingers after its result, or rank 0 has been silent for too long."""
     stop = Stop(live.attempt.number)
     if seen.outcome is not None:
-        lingers = (seen.result_age_s or 0) > policy.linger_s
+        lingers = (seen.result_age_s or 0) > policy.linger_s or seen.silent_s > policy.lost_after_s
         return (stop, _ended(live.job, seen, driver, now, policy)) if lingers else ()
     starts = live.job.state is JobState.STARTING
     if seen.silent_s <= (policy.start_timeout_s if starts else policy.lost_after_s):
@@ -142,14 +142,14 @@ def _decide_living(
 
 def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
     number, stopped = live.attempt.number, _stopped(live.job)
-    if seen.driver is None:
-        return (stopped,) if seen.silent_s > policy.lost_after_s else ()
+    if seen.driver is None and seen.silent_s <= policy.lost_after_s:
+        return ()
     if lives(seen.driver):
         return () if _may_finish(live, seen, now, policy) else (Stop(number),)
     if seen.outcome == "succeeded":
         return (Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE, "It had ended before the stop reached it."),)
-    if number > 1 and live.attempt.submitted_at is None:  # it was recovering: the driver before may live yet
-        return (Stop(number - 1), stopped)
+    if seen.driver is not None and number > 1 and live.attempt.submitted_at is None:
+        return (Stop(number - 1), stopped)  # it was recovering: the driver before may live yet
     return (stopped,)
 
 

@@ -21,10 +21,10 @@ class Failpoint(StrEnum):
     MOVE_BEFORE_EVENT = "move_before_event"
     """In the transaction of a change of state: the job's row is changed, its event is not there."""
     MOVE_AFTER_EVENT = "move_after_event"
-    TOKEN_BEFORE = "token_before"  # noqa: S105 (a place, no secret)
-    TOKEN_AFTER = "token_after"  # noqa: S105
-    """The token's hash is stored; nobody knows the token."""
     ATTEMPT_FILE_AFTER = "attempt_file_after"
+    TOKEN_BEFORE = "token_before"  # noqa: S105 (a place, no secret)
+    """The attempt's file is there; the store does not know its token."""
+    TOKEN_AFTER = "token_after"  # noqa: S105
     LAUNCH_BEFORE_SUBMIT = "launch_before_submit"
     LAUNCH_AFTER_SUBMIT = "launch_after_submit"
     """The cluster has the attempt; the store does not know it yet."""

@@ -130,17 +130,21 @@ def _may_start(job: WaitingJob, nodes: Sequence[Node], limits: Limits, now: date
     return why_never(job.resources, nodes, limits.of(job.tenant)) is None
 
 
-def refuse(waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits) -> list[tuple[WaitingJob, Move]]:
+def refuse(
+    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits, judged_from: str = ""
+) -> list[tuple[WaitingJob, Move]]:
     """Which waiting jobs to fail, because the whole cluster is too small for them, or what their tenant may take.
 
-    Not those that recover: a cluster that has just lost a machine may get it back. And none while the cluster knows no
-    machine at all: a head that has just started does not know its own yet.
+    Not those that recover, nor those with ids below `judged_from`: a cluster that has just lost a machine may get it
+    back. And none while the cluster knows no machine at all: a head that has just started does not know its own yet.
     """
     if not nodes:
         return []
     moves = []
     for job in waiting:
-        message = why_never(job.resources, nodes, limits.of(job.tenant))
+        message = _why_not_allowed(job.resources, limits.of(job.tenant))
+        if message is None and job.id >= judged_from:
+            message = _why_too_large(job.resources, nodes)
         if message is not None and job.state is JobState.QUEUED:
             moves.append((job, Move(JobState.FAILED, Reason.NEVER_FITS, message)))
     return moves
@@ -148,16 +152,16 @@ def refuse(waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits)
 
 def why_never(resources: ResourcesSpec, nodes: Sequence[Node], limits: TenantLimits) -> str | None:
     """Why a job could not start even if no other ran, with the numbers; None if it could."""
+    return _why_not_allowed(resources, limits) or _why_too_large(resources, nodes)
+
+
+def _why_not_allowed(resources: ResourcesSpec, limits: TenantLimits) -> str | None:
     if limits.max_workers is not None and resources.num_workers > limits.max_workers:
         return (
             f"The job asks for num_workers {resources.num_workers}; all jobs of its tenant together may have"
             f" {limits.max_workers} workers."
         )
-    if limits.max_running_jobs == 0:
-        return "The job's tenant may run 0 jobs."
-    if num_workers_that_fit(nodes, resources) < resources.num_workers:
-        return _too_large(nodes, resources)
-    return None
+    return "The job's tenant may run 0 jobs." if limits.max_running_jobs == 0 else None
 
 
 def num_workers_that_fit(nodes: Sequence[Node], resources: ResourcesSpec) -> int:
@@ -177,11 +181,14 @@ def _total(resources: ResourcesSpec) -> tuple[float, float]:
     return resources.num_workers * resources.cpus_per_worker, resources.num_workers * resources.gpus_per_worker
 
 
-def _too_large(nodes: Sequence[Node], resources: ResourcesSpec) -> str:
+def _why_too_large(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | None:
+    num_fit = num_workers_that_fit(nodes, resources)
+    if num_fit >= resources.num_workers:
+        return None
     machines = ", ".join(f"{node.num_cpus:g} CPUs and {node.num_gpus:g} GPUs" for node in nodes[:8])
     more = f" and {len(nodes) - 8} more machines" if len(nodes) > 8 else ""
     return (
         f"The job asks for num_workers {resources.num_workers} with cpus_per_worker {resources.cpus_per_worker:g} and"
         f" gpus_per_worker {resources.gpus_per_worker}; the cluster has {machines}{more}, which holds"
-        f" {num_workers_that_fit(nodes, resources)} such workers."
+        f" {num_fit} such workers."
     )

@@ -38,6 +38,7 @@ from service.control.decisions import (
 )
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
+from service.control.machines import Machines
 from service.control.queue import Limits, has_room, plan_queue, refuse
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
@@ -82,6 +83,7 @@ class World:
     limits: TenantLimits
     """Of tenants that have none of their own."""
     early_stop: EarlyStopper
+    machines: Machines = field(default_factory=Machines)
     tracer: Tracer = field(default_factory=NoOpTracer)
 
 
@@ -155,14 +157,19 @@ class _Look:
         seen = self._see(live, driver, written_at)
         if seen.outcome is not None:
             failpoint(Failpoint.RESULT_VERIFIED)
-        for action in decide(live, seen, self._now, self._world.policy):
+        actions = decide(live, seen, self._now, self._world.policy)
+        if any(isinstance(action, Stop) for action in actions):
+            self._store.confirm(live.job, self._watch.fence)  # no write by itself, but who leads by now may know better
+        for action in actions:
             self._execute(action, live)
 
     def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:
         """Read the result's checksums only when they decide something: a large model takes seconds to read."""
+        policy = self._world.policy
         silent_s = silence_s(live, self._now, self._watch.listening_since)
         age_s = None if written_at is None else self._now.timestamp() - written_at
-        if lives(driver) and (age_s is None or age_s <= self._world.policy.linger_s):
+        lingers = lives(driver) and age_s is not None and age_s > policy.linger_s
+        if (driver is None or lives(driver)) and not lingers and silent_s <= policy.lost_after_s:
             return Seen(driver, silent_s)
         folder = self._world.folders.path(live.job.id, live.attempt.number)
         try:
@@ -191,9 +198,10 @@ class _Look:
         if nodes is None:
             return
         limits, active = Limits(self._world.limits, self._store.tenant_limits()), self._store.active()
+        judged_from = self._world.machines.judged_from(nodes, self._now, self._world.policy.start_timeout_s)
         # While the cluster is full, which is when many wait, reading the queue is of no use.
         waiting = self._store.waiting(WINDOW) if has_room(active, nodes) else []
-        for job, move in refuse(self._with_newcomers(waiting), nodes, limits):
+        for job, move in refuse(self._with_newcomers(waiting), nodes, limits, judged_from):
             with _one_job(job.id, job.attempt):
                 self._move(job.id, job.attempt, job.state, move)
         for job, move in plan_queue(waiting, active, nodes, limits, self._now):

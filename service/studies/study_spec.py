@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
@@ -74,11 +75,14 @@ class StudySpec(Spec):
         return tuple(grid for grid in ((self.grid,) if isinstance(self.grid, dict) else self.grid) if grid)
 
     @model_validator(mode="after")
-    def _is_text(self) -> Self:
+    def _can_be_stored(self) -> Self:
         try:
-            text = self.model_dump_json()
+            text = json.dumps(self.model_dump(mode="json"), allow_nan=False)
+            self.model_dump_json()
         except PydanticSerializationError:
             raise ValueError("holds a lone surrogate, which no text may") from None
+        except ValueError:  # pydantic sees to it in Python's values, but not in JSON (1e999, NaN) below a JsonValue
+            raise ValueError("holds a number that is not finite, which no field may") from None
         if "\\u0000" in text:
             raise ValueError("holds a NUL character, which no field may")
         return self

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from identity_provider import AUDIENCE, IdentityProvider, identity_provider
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from service_stand_ins import RunningService, SubprocessLauncher, running_service
 
@@ -64,6 +66,13 @@ def test_claims_make_a_principal(provider: IdentityProvider) -> None:
     assert oidc.principal(token, now()) == Principal("vision", Role.SUBMITTER, "Ada L.", "oidc:ada")
     assert oidc.principal(provider.token(aud=["other", AUDIENCE]), now()).name == "ada"
     assert provider.num_fetches == 1, "keys are kept"
+
+
+def test_claims_that_are_no_text(provider: IdentityProvider) -> None:
+    claims = json.dumps(provider.claims(preferred_username="Ada\ud800", sub="\udfff"))
+    token = jws.serialize_compact({"alg": "RS256", "kid": "one"}, claims.encode(), provider.key)
+    principal = oidc_of(provider).principal(token, now())
+    assert (principal.name, principal.id) == ("Ada?", "oidc:?")
 
 
 def test_claims_elsewhere(provider: IdentityProvider) -> None:
@@ -204,6 +213,30 @@ class TestKeys:
         provider.is_away = False
         clock.now += COOL_DOWN_S
         assert oidc.principal(token, now())
+
+    def test_whose_key_is_known_does_not_wait_for_a_provider_that_hangs(self) -> None:
+        known, asked, answer = KeySet([RSAKey.import_key(SOME_KEY)]), threading.Event(), threading.Event()
+
+        def fetch() -> KeySet:
+            if hangs.is_set():
+                asked.set()
+                assert answer.wait(60)
+            return known
+
+        jwks, hangs = Jwks(fetch), threading.Event()
+        assert jwks.keys("one", 0) is known
+        hangs.set()
+        later = FRESH_S + 1
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(jwks.keys, "one", later)
+            try:
+                assert asked.wait(60)
+                assert jwks.keys("one", later) is known
+                with pytest.raises(IdentityProviderAwayError, match="slow"):
+                    jwks.keys("two", later)
+            finally:
+                answer.set()
+            assert first.result(60) is known
 
     def test_a_configuration_of_somebody_else_is_refused(self, provider: IdentityProvider) -> None:
         with pytest.raises(IdentityProviderAwayError, match="another issuer"):

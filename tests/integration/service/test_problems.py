@@ -175,6 +175,19 @@ def test_bad_last_event_id(service: RunningService, job: str) -> None:
     is_problem(service.client.get(f"/api/v1/jobs/{job}/events", headers=headers), 422)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finished_epochs": [{"epoch": 10**30, "metrics": {}}]}, {"finished_epochs": [{"epoch": 0, "metrics": {}}]},
+        {"mlflow_run_id": "x" * 65}, {"mlflow_run_id": "a\0b"}, {"mlflow_experiment_id": "\ud800"},
+    ],
+)  # fmt: skip
+def test_heartbeats_that_the_database_cannot_hold(service: RunningService, job: str, changes: dict[str, Any]) -> None:
+    progress = {"phase": "training", "epoch": 1, "num_epochs": 2, "step": 1, "num_steps": 2}
+    url, content = f"/api/v1/internal/attempts/{job}/1/heartbeat", json.dumps({"progress": progress, **changes})
+    is_problem(service.client.post(url, content=content, headers={"Content-Type": "application/json"}), 422)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -6,6 +6,7 @@ is asked; the clock is given, except where threads race.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,8 @@ from service.store.database import open_engine
 from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
-from trainer.spec import JobSpec
+from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult, Heartbeat, Progress
+from trainer.spec import FaultToleranceSpec, JobSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TTL_S = 15.0
@@ -54,11 +56,16 @@ class RecordingCluster:
         self.answers = True
         self.num_asked = 0
         self.before_submit: Callable[[], None] = lambda: None
+        self.machines = [Node(1000, 0)]
+        self.stopped: list[str] = []
+        self.before_nodes: Callable[[], None] = lambda: None
+        self.before_status: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
     def nodes(self) -> Sequence[Node]:
         self._ask()
-        return [Node(1000, 0)]
+        self.before_nodes()
+        return self.machines
 
     def submit(self, submission_id: str, run_dir: Path) -> None:
         self._ask()
@@ -68,10 +75,12 @@ class RecordingCluster:
 
     def status(self, submission_id: str) -> DriverStatus:
         self._ask()
+        self.before_status()
         return DriverStatus(Phase.RUNNING if submission_id in self.submitted else Phase.LOST)
 
     def stop(self, submission_id: str) -> None:
         self._ask()
+        self.stopped.append(submission_id)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -98,8 +107,8 @@ class Replicas:
         world = World(Store(engine), self.cluster, folders, POLICY, TenantLimits(), early_stop)
         return Reconciler(world, Leadership(Leases(engine), name, TTL_S), interval_s)
 
-    def submit(self, now: datetime = NOW) -> JobRecord:
-        return self.store.submit(Submission("default", SPEC), now)[0]
+    def submit(self, now: datetime = NOW, spec: JobSpec = SPEC) -> JobRecord:
+        return self.store.submit(Submission("default", spec), now)[0]
 
     def state(self, job: JobRecord) -> JobState:
         found = self.store.get(job.id)
@@ -195,6 +204,78 @@ def test_silence_while_nobody_looked_is_not_held_against_an_attempt(replicas: Re
     assert replicas.state(job) is JobState.STARTING
     leader.look(later(1061))
     assert replicas.state(job) is JobState.RECOVERING
+
+
+def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    head, machine = Node(0, 0), Node(1, 0)
+    replicas.cluster.machines = [head, machine]
+    first, waiting = replicas.submit(later(-1)), replicas.submit()
+    leader.look(NOW)
+    assert (replicas.state(first), replicas.state(waiting)) == (JobState.STARTING, JobState.QUEUED)
+    replicas.cluster.machines = [head]
+    leader.look(later(1))
+    late = replicas.submit(later(2))
+    leader.look(later(3))
+    assert replicas.state(waiting) is JobState.QUEUED
+    assert replicas.state(late) is JobState.FAILED, "who comes now is told at once"
+    leader.look(later(901))
+    assert replicas.state(waiting) is JobState.QUEUED
+    leader.look(later(902))
+    assert replicas.state(waiting) is JobState.FAILED, "it has not come back"
+
+
+def beat(replicas: Replicas, folder: Path, job: JobRecord) -> None:
+    """The first and last heartbeat of an attempt."""
+    token = AttemptContext.model_validate_json((folder / ATTEMPT_FILE).read_bytes()).heartbeat_token
+    told = Heartbeat(progress=Progress(phase="finishing", epoch=1, num_epochs=1, step=1, num_steps=1))
+    replicas.store.heartbeat(job.id, 1, token or "", told, NOW)
+
+
+def test_a_leader_that_was_overtaken_stops_no_driver(replicas: Replicas, tmp_path: Path) -> None:
+    slow, fast = replicas.add("slow"), replicas.add("fast")
+    job = replicas.submit(spec=SPEC.model_copy(update={"fault_tolerance": FaultToleranceSpec(max_failures=0)}))
+    slow.look(NOW)
+    beat(replicas, tmp_path / "storage" / "jobs" / job.id / "attempt-1", job)
+    for seconds in range(10, 61, 10):
+        slow.look(later(seconds))
+
+    def sleep_through_the_lease() -> None:
+        replicas.cluster.before_status = lambda: None
+        fast.look(later(90))  # which has just begun to listen
+
+    replicas.cluster.before_status = sleep_through_the_lease
+    slow.look(later(61))
+    assert (slow.is_leader, fast.is_leader) == (False, True)
+    assert replicas.cluster.stopped == []
+    assert replicas.state(job) is JobState.RUNNING
+
+
+def write_result(folder: Path, job: JobRecord, written_at: datetime) -> None:
+    """What an attempt leaves that has ended well."""
+    result = AttemptResult(
+        job_id=job.id, attempt=1, outcome="succeeded", num_epochs=1, num_steps=1, metrics={}, files={}
+    )
+    (folder / RESULT_FILE).write_text(result.model_dump_json())
+    os.utime(folder / RESULT_FILE, (written_at.timestamp(), written_at.timestamp()))
+
+
+@pytest.mark.parametrize("ray_answers", [True, False])
+def test_a_silent_attempt_is_not_lost_if_its_result_is_complete(
+    replicas: Replicas, tmp_path: Path, ray_answers: bool
+) -> None:
+    leader = replicas.add("leader")
+    job = replicas.submit()
+    leader.look(NOW)
+    folder = tmp_path / "storage" / "jobs" / job.id / "attempt-1"
+    beat(replicas, folder, job)
+    write_result(folder, job, later(50))
+    replicas.cluster.answers = ray_answers
+    for seconds in range(10, 61, 10):
+        leader.look(later(seconds))
+    assert replicas.state(job) is JobState.RUNNING
+    leader.look(later(61))
+    assert replicas.state(job) is JobState.SUCCEEDED
 
 
 @contextmanager

@@ -106,6 +106,16 @@ def test_strange_bases_are_refused(service: RunningService, manifest: Path, base
     assert answer.status_code == 422, answer.text
 
 
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
+def test_numbers_that_json_does_not_have_are_refused(service: RunningService, manifest: Path, number: str) -> None:
+    content = json.dumps(study_json(manifest, base=spec_json(manifest) | {"name": 7}, grid={}))
+    content = content.replace('"name": 7', f'"name": [{number}]')
+    answer = service.client.post("/api/v1/studies", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert "not finite" in answer.json()["detail"]
+    assert service.client.get("/api/v1/studies").status_code == 200
+
+
 def test_one_idempotency_key_makes_one_study(
     service: RunningService, manifest: Path, launcher: SubprocessLauncher
 ) -> None:

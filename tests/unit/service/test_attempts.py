@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -71,8 +72,30 @@ def test_who_does_not_lead_any_more_prepares_nothing(tmp_path: Path, store: Stor
     job, _ = store.submit(Submission("default", SPEC), NOW)
     with pytest.raises(LeaseLostError):
         folders.prepare(job, attempt_of(job, store), store, Fence("reconciler", 1))
-    assert attempt_of(job, store).token_hash is None
-    assert not (folders.path(job.id, 1) / "attempt.json").exists()
+    assert attempt_of(job, store).token_hash is None, "the token that it wrote is good for nothing"
+
+
+@pytest.mark.parametrize("before", ["fsync", "link", "replace"])
+def test_a_leader_that_was_overtaken_leaves_the_token_as_it_is(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """It sleeps at something that it does in the folder, while its successor prepares the same attempt."""
+    slow, fast = (AttemptFolders(tmp_path / "storage", f"http://{name}", None) for name in ("slow", "fast"))
+    job, _ = store.submit(Submission("default", SPEC), NOW)
+    go_on = getattr(os, before)
+    told = []
+
+    def sleep(*arguments: object) -> None:
+        monkeypatch.setattr(os, before, go_on)
+        told.append(read(fast.prepare(job, attempt_of(job, store), store)).heartbeat_token)
+        go_on(*arguments)
+
+    monkeypatch.setattr(os, before, sleep)
+    with pytest.raises(LeaseLostError):
+        slow.prepare(job, attempt_of(job, store), store, Fence("reconciler", 1))
+    token = read(slow.path(job.id, 1)).heartbeat_token
+    assert told == [token]
+    assert attempt_of(job, store).token_hash == hash_token(token or "")
 
 
 def write_failure(folder: Path, **changes: object) -> None:

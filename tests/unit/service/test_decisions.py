@@ -162,6 +162,17 @@ def test_silence_while_ray_is_away() -> None:
     assert (move.new, move.reason) == (JobState.RECOVERING, Reason.HEAD_LOST)
 
 
+def test_a_silent_attempt_that_has_ended_well_or_says_why_not_is_believed_without_ray() -> None:
+    silent = live(JobState.RUNNING, beat_s=61, num_failures=3)
+    done = Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE)
+    assert decided(silent, None, outcome="succeeded") == (done,)
+    assert decided(silent, Phase.RUNNING, outcome="succeeded", result_age_s=1) == (Stop(1), done)
+    said = failure(reason="non_finite_loss", is_final=True)
+    assert the_move(decided(silent, None, failure=said)).reason is Reason.NON_FINITE_LOSS
+    asked = live(JobState.CANCELLING, beat_s=61)
+    assert the_move(decided(asked, None, outcome="succeeded")).new is JobState.SUCCEEDED
+
+
 def test_a_driver_that_lives_but_is_silent_is_given_up() -> None:
     assert decided(live(JobState.RUNNING, beat_s=59), Phase.RUNNING) == ()
     move, stop = decided(live(JobState.RUNNING, beat_s=61), Phase.RUNNING)

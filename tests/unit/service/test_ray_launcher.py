@@ -57,6 +57,7 @@ def test_the_command_is_fixed_and_quoted() -> None:
         ({"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_exit_code": 1}, Phase.FAILED),
         ({"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_exit_code": -9}, Phase.KILLED),
         ({"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_exit_code": 137}, Phase.KILLED),
+        ({"status": "FAILED", "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "driver_exit_code": 15}, Phase.KILLED),
         ({"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED"}, Phase.KILLED),
         ({"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"}, Phase.KILLED),
         ({"status": "FAILED", "error_type": "RUNTIME_ENV_SETUP_FAILURE"}, Phase.FAILED),

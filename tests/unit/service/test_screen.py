@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from service.cli.demo_report import DemoReport, half_blocks, print_report
-from service.cli.screen import duration, epoch_figures, example_sort
+from service.cli.screen import console, duration, epoch_figures, example_sort, plain_table
 from service.schemas import ExampleView
 
 SUSPECT = {
@@ -37,6 +37,15 @@ def test_an_epoch_shows_what_it_has() -> None:
     assert epoch_figures(figures) == "loss 1.000 · val accuracy 50.0% · ε p50 0.0100"
     figures = {"test_given_averaged/accuracy": 0.25, "test_given/nll": 2.0, "test_clean_averaged/ece": 0.125}
     assert epoch_figures(figures) == "ece 0.125 · nll 2.000 · test accuracy averaged (given labels) 25.0%"
+
+
+def test_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    table = plain_table("address", "last error")
+    table.add_row("https://[fd00::1]/hook", "illegal status line: bytearray(b'[/]')")
+    console().print(table)
+    shown = capsys.readouterr().out
+    assert "https://[fd00::1]/hook" in shown
+    assert "b'[/]'" in shown
 
 
 def test_sort_keys_are_checked() -> None:

@@ -10,7 +10,9 @@ from folder_cluster import FolderCluster, attempt_in
 from service.cluster.launcher import Phase
 from service.cluster.spares import Spare, Spares
 from service.cluster.warm_launcher import MAX_DEAD_SPARES, WarmLauncher, spare_command
+from trainer import ray_entry
 from trainer.handover import handed_over
+from trainer.rank_group import RankGroup
 from trainer.run_schema import Handover
 from trainer.timeline import mark
 
@@ -126,6 +128,32 @@ def test_spares_that_die_are_given_up_until_the_next_submission(
     assert only(spares.waiting())
 
 
+def test_a_spare_that_fails_is_handed_nothing_while_it_ends(
+    launcher: WarmLauncher, cluster: FolderCluster, spares: Spares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: RankGroup) -> None:
+        raise RuntimeError("its ranks died")
+
+    monkeypatch.setattr(ray_entry, "run_on_ray", fail)
+    launcher.keep_once()
+    spare = only(spares.waiting())
+    with pytest.raises(RuntimeError, match="its ranks died"):
+        ray_entry.run_spare(spare.folder, 1)
+    launcher.submit(JOB, attempt_in(tmp_path / "attempt-1"))
+    assert cluster.names() == sorted([JOB, spare.id]), "its process is there yet"
+    assert launcher.status(JOB).phase is Phase.RUNNING
+    launcher.stop(JOB)
+    for _ in range(2 * MAX_DEAD_SPARES):
+        cluster.stop(spare.id)
+        launcher.keep_once()
+        spare = only(spares.open() or [spare])
+        if spare in spares.waiting():
+            with pytest.raises(RuntimeError, match="its ranks died"):
+                ray_entry.run_spare(spare.folder, 1)
+    assert spares.open() == [], "after so many that failed no more are started"
+    assert list(spares.root.glob("spare-*")) == []
+
+
 def test_none_is_started_on_a_cluster_without_machines(
     launcher: WarmLauncher, cluster: FolderCluster, spares: Spares
 ) -> None:
@@ -139,3 +167,18 @@ def test_closing_sends_the_spare_home(launcher: WarmLauncher, spares: Spares) ->
     spare = only(spares.waiting())
     launcher.close()
     assert handed_over(spare.folder) == Handover(attempt_dir=None)
+
+
+def test_files_that_a_power_cut_left_empty_keep_nobody_waiting(
+    launcher: WarmLauncher, cluster: FolderCluster, spares: Spares, tmp_path: Path
+) -> None:
+    launcher.keep_once()
+    spare, run_dir = only(spares.waiting()), attempt_in(tmp_path / "attempt-1")
+    launcher.submit(JOB, run_dir)
+    cluster.stop(spare.id)
+    for path in (spares.root / "open" / spare.id, spares.root / "launches" / JOB, spare.folder / "handover.json"):
+        path.write_bytes(b"")
+    assert launcher.status(JOB).phase is Phase.LOST
+    mark(run_dir, "first_step")
+    launcher.keep_once()
+    assert only(spares.waiting()) != spare

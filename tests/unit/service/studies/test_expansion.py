@@ -193,6 +193,7 @@ def test_no_more_than_twenty_mistakes_are_told() -> None:
         {"base": {"name": "a\0"}},
         {"base": {"name": "\ud800"}},
         {"base": {"\ud800\0": 1}},
+        {"base": {"name": math.inf}},
         {"early_stop": {"kind": "median"}},
         {"early_stop": {"reduction_factor": 1}},
         {"unknown": 1},
