@@ -54,9 +54,11 @@ def read_waiting(connection: Connection, num_per_tenant: int, now: datetime) -> 
 
 
 def read_newcomers(connection: Connection, since_id: str, limit: int) -> list[WaitingJob]:
-    """Queued jobs that came after `since_id`, the newest ones."""
-    newest = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, jobs.c.id >= since_id)
-    return _waiting(connection, jobs.c.id.in_(newest.order_by(jobs.c.id.desc()).limit(limit)))
+    """Those of the newest jobs, after `since_id`, that are queued."""
+    newest = select(jobs.c.id).where(jobs.c.id >= since_id).order_by(jobs.c.id.desc()).limit(limit)
+    found = _waiting(connection, jobs.c.id.in_(newest))
+    # Sorted out here: asked for it, SQLite may prefer to read all queued jobs to reading the newest ones.
+    return [job for job in found if job.state is JobState.QUEUED]
 
 
 def read_overdue(connection: Connection, now: datetime, limit: int) -> list[OverdueJob]:
@@ -76,7 +78,7 @@ def read_limits(connection: Connection) -> dict[str, TenantLimits]:
 
 
 def _waiting(connection: Connection, which: ColumnElement[bool]) -> list[WaitingJob]:
-    query = select(*_WAITING_COLUMNS).where(which, jobs.c.state.in_(sorted(WAITING_STATES))).order_by(*_ORDER)
+    query = select(*_WAITING_COLUMNS).where(which).order_by(*_ORDER)
     return [_waiting_job(row) for row in connection.execute(query).mappings()]
 
 

@@ -210,7 +210,7 @@ class Store:
             return read_waiting(connection, num_per_tenant, now)
 
     def newcomers(self, since_id: str, limit: int) -> list[WaitingJob]:
-        """Queued jobs that came after `since_id`, the newest ones."""
+        """Those of the newest jobs, after `since_id`, that are queued."""
         with self._engine.begin() as connection:
             return read_newcomers(connection, since_id, limit)
 
