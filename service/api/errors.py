@@ -4,6 +4,7 @@ ProblemError                         raised by routes
 HTTPException                        raised by Starlette: unknown routes, wrong methods, bodies too large
 RequestValidationError               raised by FastAPI: a body or parameter that does not fit, JSON that is none
 OperationalError                     the database does not answer: 503
+InternalError                        PostgreSQL has ended a transaction that was silent for too long: 503
 Exception                            a fault of ours: 500, told nothing but that; the log has the traceback
 """
 
@@ -18,7 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -29,7 +30,7 @@ from trainer.spec import JobSpec
 from trainer.spec_errors import SpecError, field_errors
 
 PROBLEM_JSON = "application/problem+json"
-DATABASE_AWAY = (OperationalError, PoolTimeoutError)
+DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
 """What SQLAlchemy raises when the database does not answer."""
 DATABASE_RETRY_S = 2
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

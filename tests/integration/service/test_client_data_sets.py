@@ -29,7 +29,7 @@ def test_a_data_set_is_registered_once(client: AnyClient, manifest: Path) -> Non
 
 
 def test_by_the_command_line(service: RunningService, manifest: Path) -> None:
-    folder = manifest.parent.parent / "set"  
+    folder = manifest.parent.parent / "set"
     shutil.copytree(manifest.parent, folder)
     hush = Hush(service.url, service.token)
     code, out, err = hush("data-set", "register", "digits", str(folder / "manifest.json"))
