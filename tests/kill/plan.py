@@ -17,7 +17,7 @@ RAY_VICTIMS = {
 }
 """Processes of Ray that are killed, and what is in each one's command line. Ray Train's controller is in the driver."""
 
-STARTING_S = 25.0
+STARTING_S = 8.0
 """A kill while the job starts comes within this time of its submission."""
 
 
@@ -73,7 +73,7 @@ def plan_round(number: int, seed: int = 0) -> Round:
         database="postgres" if on_postgres else "sqlite",
         num_replicas=2 if on_postgres else 1,
         num_workers=1 + (number % 4 == 3),
-        num_epochs=4,
+        num_epochs=8,
         kills=tuple(kills),
     )
 
