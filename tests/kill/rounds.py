@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 from marked_processes import marked
+from webhook_receiver import Receiver
 
 from service.jobs.states import TERMINAL_STATES
 from tests.kill.cluster import Api, RayCluster, poll
 from tests.kill.plan import RAY_VICTIMS, Kill, Round
-from tests.kill.webhook_receiver import WebhookReceiver
 from trainer.run_schema import EVALUATION_DIR, JOURNAL_FILE, RESULT_FILE, epoch_file
 
 END_S = 420
@@ -35,7 +35,7 @@ class World:
     storage: Path
     manifest: Path
     token: str
-    receiver: WebhookReceiver
+    receiver: Receiver
     has_webhook: bool = False
 
     def keep_up(self) -> None:
@@ -188,11 +188,17 @@ def look(job_id: str, plan: Round, world: World) -> list[str]:
         if sorted(told) != wanted:
             findings.append(f"{job_id} told the epochs {told}, not each of {wanted} once")
         findings += look_at_results(world.storage / "jobs" / job_id / f"attempt-{job['attempt']}", wanted)
-    if not poll(lambda: job["state"] in world.receiver.states_of(job_id), world.keep_up, LEFT_S):
-        findings.append(f"the webhook was told {world.receiver.states_of(job_id)} of {job_id}")
+    if not poll(lambda: job["state"] in told_of(job_id, world.receiver), world.keep_up, LEFT_S):
+        findings.append(f"the webhook was told {told_of(job_id, world.receiver)} of {job_id}")
     if not poll(lambda: not left_behind(world), world.keep_up, LEFT_S):
         findings.append(f"left behind after {job_id}: {left_behind(world)}")
     return findings
+
+
+def told_of(job_id: str, receiver: Receiver) -> list[str]:
+    """The states of a job that the webhook was told, each delivery once."""
+    events = [(heard.headers["webhook-id"], json.loads(heard.body)["data"]["event"]) for heard in receiver.heard]
+    return list({delivery: event["state"] for delivery, event in events if event["job_id"] == job_id}.values())
 
 
 def look_at_results(folder: Path, wanted: list[int]) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 from marked_processes import kill_marked, marked, wait_until
 from postgres_server import PostgresServer
 from sample_data import build_digits
+from webhook_receiver import webhook_receiver
 
 from service.access.roles import Role
 from service.store.database import migrate, open_engine
@@ -22,7 +23,6 @@ from service.store.tokens import NewToken, Tokens
 from tests.kill.cluster import Api, RayCluster, ray_cluster
 from tests.kill.plan import plan_round
 from tests.kill.rounds import World, run_round
-from tests.kill.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 
