@@ -23,6 +23,8 @@ from trainer.supervisor import Order
 INTERVAL_S = 1.0
 LEASE_S = 600.0
 TIMEOUT_S = 5.0
+MAX_EPOCHS = 200
+"""Finished epochs in one heartbeat: a run of thousands that is taken up again tells them in several, none too large."""
 FENCED_STATUSES: Final = frozenset({401, 403, 404, 409})
 """Answers that mean: this attempt is no longer the current one."""
 
@@ -95,7 +97,7 @@ class HeartbeatSupervisor:
 
     def _beat(self) -> None:
         with self._lock:
-            progress, summaries = self._progress, tuple(self._unacknowledged)
+            progress, summaries = self._progress, tuple(self._unacknowledged[:MAX_EPOCHS])
         if progress is None:
             self._answered_s = time.monotonic()  # nobody was asked yet, however long a run takes to begin
             return

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from trainer.heartbeat import HeartbeatSupervisor
+from trainer.heartbeat import MAX_EPOCHS, HeartbeatSupervisor
 from trainer.replica_process import MlflowRun
 from trainer.run_schema import EpochSummary, Heartbeat, Progress
 
@@ -131,3 +131,14 @@ def test_last_words_are_sent_at_the_end(service: Service) -> None:
         supervisor.progress(PROGRESS)
         supervisor.epoch_finished(EpochSummary(epoch=2, metrics={}))
     assert [beat.finished_epochs[0].epoch for beat in service.beats] == [2]
+
+
+def test_thousands_of_epochs_are_told_in_several_heartbeats(service: Service) -> None:
+    epochs = tuple(EpochSummary(epoch=epoch, metrics={}) for epoch in range(1, 2 * MAX_EPOCHS + 2))
+    with HeartbeatSupervisor(service.url, "secret", interval_s=0.02) as supervisor:
+        supervisor.began(epochs)
+        supervisor.progress(PROGRESS)
+        wait_until(lambda: sum(len(beat.finished_epochs) for beat in service.beats) == len(epochs))
+    told = [summary for beat in service.beats for summary in beat.finished_epochs]
+    assert tuple(told) == epochs
+    assert max(len(beat.finished_epochs) for beat in service.beats) == MAX_EPOCHS
