@@ -17,8 +17,9 @@ demo: setup ## Run the main job end to end: digits with 30% wrong labels, two jo
 serve: setup ## Start the service on this machine and leave it running until Ctrl-C
 	$(RUN)/hush serve
 
-test: setup ## Run all tests, on two cores
-	$(RUN)/pytest -n 2 --dist loadgroup
+test: setup ## Run all tests: those without servers in two processes, then the others one after the other
+	$(RUN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(RUN)/pytest -m slow
 
 test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
 	$(RUN)/pytest tests/api -s --api-examples 40
@@ -27,7 +28,7 @@ test-kill: setup ## Kill every process of the service and of Ray, in turn, while
 	$(RUN)/pytest tests/kill -s --kill-rounds 36
 
 test-fast: setup ## Run the tests that need no servers (a minute or two)
-	$(RUN)/pytest -n 2 --dist loadgroup -m "not slow"
+	$(RUN)/pytest -n 2 --dist loadfile -m "not slow"
 
 check: setup ## Lint, format, types, import rules
 	$(RUN)/ruff check .

@@ -23,8 +23,6 @@ from service.cluster.ray_launcher import RayLauncher
 from service.embedded.local_servers import LocalServer, ray_head
 from service.store.database import migrate, open_engine
 
-TESTS = Path(__file__).parent
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How large the runs are that `make test` makes small."""
@@ -42,15 +40,6 @@ def pytest_configure() -> None:
     settings.load_profile("patient")
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: none has a second one to compute on
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say to pytest-xdist what stays together: the tests of a file, and all those that start Ray or a whole service."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        starts_servers = item.get_closest_marker("slow") is not None and folder not in {"unit", "distributed"}
-        item.add_marker(pytest.mark.xdist_group("servers" if starts_servers else item.path.stem))
 
 
 @pytest.fixture(scope="session")
