@@ -27,6 +27,17 @@ KEEP_ALIVE_S = 15.0
 BATCH = 200
 MAX_EVENT_ID = 2**63 - 1
 
+MESSAGE_SCHEMA: dict[str, object] = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+"""One message of a stream, as OpenAPI describes it."""
+
 _STREAM_DOC = """\
 A stream that ends after the job has ended. Messages: `event: state` and `event: epoch` with an id and an EventView;
 `event: progress` without id, a Progress, when it changes; `event: end`, the JobView, last. A client that was cut off
@@ -39,7 +50,7 @@ sends `Last-Event-ID` and misses nothing."""
     responses={
         200: {
             "description": f"A page of events; or, with `Accept: {EVENT_STREAM}`: {_STREAM_DOC}",
-            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+            "content": {EVENT_STREAM: {"schema": MESSAGE_SCHEMA}},
         },
         **problems(404, 422),
     },

@@ -17,7 +17,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
-from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S
+from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S, MESSAGE_SCHEMA
 from service.api.views import job_view, log_piece_view, log_view
 from service.jobs.records import JobRecord
 from service.jobs.states import TERMINAL_STATES
@@ -47,7 +47,7 @@ Name = Annotated[str, Path(pattern=LOG_NAME, description="`driver`, or a rank: `
     responses={
         200: {
             "description": f"The job's logs; or, with `follow=true` or `Accept: {EVENT_STREAM}`: {_STREAM_DOC}",
-            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+            "content": {EVENT_STREAM: {"schema": MESSAGE_SCHEMA}},
         },
         **problems(404, 422),
     },
