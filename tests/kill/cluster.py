@@ -64,7 +64,9 @@ class RayCluster:
         wait_until(answers, "Ray is ready", timeout_s=READY_S)
 
     def close(self) -> None:
-        """End it, and all that descends from it."""
+        """End it, and all that descends from it; to ask twice is fine."""
+        if not self._folder.exists():
+            return
         if self._head.poll() is None:
             self._head.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

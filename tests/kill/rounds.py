@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 from marked_processes import marked
 from webhook_receiver import Receiver
 
@@ -22,7 +24,7 @@ END_S = 420
 """A job that has not ended by then, after all kills, is taken for one that never will."""
 LEFT_S = 60
 """Seconds that a dead attempt's processes have to go."""
-TENANT_JOBS = ("trainer.ray_entry", "ray::Rank")
+ATTEMPT_PROCESSES = ("trainer.ray_entry", "ray::Rank")
 
 
 @dataclass
@@ -215,6 +217,8 @@ def look_at_results(folder: Path, wanted: list[int]) -> list[str]:
 def left_behind(world: World) -> list[str]:
     """Processes of attempts that live though no job does."""
     found = []
-    for what in TENANT_JOBS:
-        found += [" ".join(process.cmdline())[:200] for process in marked(world.mark, what)]
+    for what in ATTEMPT_PROCESSES:
+        for process in marked(world.mark, what):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                found.append(" ".join(process.cmdline())[:200])
     return found
