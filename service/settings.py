@@ -63,6 +63,8 @@ class Settings(AccessOptions):
     """An attempt that trained and is silent for this many seconds is given up, whether Ray can be asked or not."""
     start_timeout_s: float = Field(default=900, gt=0)
     """An attempt whose driver runs, but that has not begun to train after this many seconds, is given up."""
+    recovery_timeout_s: float = Field(default=3600, gt=0)
+    """A job that recovers is given up if the cluster has been too small for it, or silent, for this many seconds."""
     retry_backoff_s: float = Field(default=2, ge=0)
     """Seconds before the second attempt of a job; each further one waits twice as long as the one before."""
     retry_backoff_max_s: float = Field(default=300, ge=0)

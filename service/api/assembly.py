@@ -130,6 +130,7 @@ def _world(engine: Engine, launcher: Launcher, folders: AttemptFolders, settings
         cancel_checkpoint_s=settings.cancel_checkpoint_s,
         lost_after_s=settings.lost_after_s,
         start_timeout_s=settings.start_timeout_s,
+        recovery_timeout_s=settings.recovery_timeout_s,
         linger_s=settings.linger_s,
         retry_backoff_s=settings.retry_backoff_s,
         retry_backoff_max_s=settings.retry_backoff_max_s,

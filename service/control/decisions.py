@@ -31,6 +31,7 @@ class Policy:
     cancel_checkpoint_s: float
     lost_after_s: float
     start_timeout_s: float
+    recovery_timeout_s: float
     linger_s: float
     retry_backoff_s: float
     retry_backoff_max_s: float
@@ -130,14 +131,18 @@ def _decide_living(
     if seen.outcome is not None:
         lingers = (seen.result_age_s or 0) > policy.linger_s or seen.silent_s > policy.lost_after_s
         return (stop, _ended(live.job, seen, driver, now, policy)) if lingers else ()
-    starts = live.job.state is JobState.STARTING
-    if seen.silent_s <= (policy.start_timeout_s if starts else policy.lost_after_s):
+    if seen.silent_s <= _patience_s(live.job, policy):
         return ()
-    what = "no rank has begun to train" if starts else "nothing was heard of rank 0"
+    what = "no rank has begun to train" if live.job.state is JobState.STARTING else "nothing was heard of rank 0"
     message = f"The attempt's driver lives, but {what} for {seen.silent_s:.0f} s."
     lost = _again_or_failed(live.job, Reason.HEARTBEAT_LOST, message, now, policy)
     # Killed in between: the next attempt's launch stops the driver too, but after a job's end nobody would.
     return (lost, stop) if lost.new is JobState.RECOVERING else (stop, lost)
+
+
+def _patience_s(job: JobRecord, policy: Policy) -> float:
+    """For how long an attempt whose driver lives may be silent."""
+    return policy.start_timeout_s if job.state is JobState.STARTING else policy.lost_after_s
 
 
 def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
@@ -194,6 +199,9 @@ def _left(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, polic
             return _again_or_failed(job, reason, message, now, policy)
         case Phase.FAILED:
             return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, last_lines(driver.message or "The driver failed."))
+        case Phase.STOPPED if seen.silent_s > _patience_s(job, policy):  # by us, killed before we could say so
+            message = f"Nothing was heard of rank 0 for {seen.silent_s:.0f} s, so the driver was stopped."
+            return Move(JobState.FAILED, Reason.HEARTBEAT_LOST, message)
         case Phase.STOPPED:
             return Move(JobState.FAILED, Reason.STOPPED_OUTSIDE, "The driver was stopped from outside of Hush.")
         case _:

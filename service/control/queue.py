@@ -14,6 +14,7 @@ from datetime import datetime
 
 from service.cluster.launcher import Node
 from service.control.decisions import Move
+from service.control.machines import Patience
 from service.jobs.records import LiveJob, TenantLimits, WaitingJob
 from service.jobs.states import JobState, Reason
 from trainer.spec import ResourcesSpec
@@ -88,9 +89,9 @@ def _or_inf(limit: int | None) -> float:
     return float("inf") if limit is None else limit
 
 
-def has_room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> bool:
-    """Whether any job at all could start now: each takes some CPU."""
-    return _room(active, nodes).cpus > _SLACK
+def is_full(active: Sequence[LiveJob], nodes: Sequence[Node]) -> bool:
+    """Whether no job at all could start before another ends: each takes some CPU."""
+    return len(active) > 0 and _room(active, nodes).cpus <= _SLACK
 
 
 def _room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> _Room:
@@ -131,23 +132,32 @@ def _may_start(job: WaitingJob, nodes: Sequence[Node], limits: Limits, now: date
 
 
 def refuse(
-    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits, judged_from: str = ""
+    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits, patience: Patience
 ) -> list[tuple[WaitingJob, Move]]:
     """Which waiting jobs to fail, because the whole cluster is too small for them, or what their tenant may take.
 
-    Not those that recover, nor those with ids below `judged_from`: a cluster that has just lost a machine may get it
-    back. And none while the cluster knows no machine at all: a head that has just started does not know its own yet.
+    No queued one while the cluster knows no machine at all: a head that has just started does not know its own yet.
+    And a limit that was lowered later does not end what recovers.
     """
-    if not nodes:
-        return []
     moves = []
     for job in waiting:
-        message = _why_not_allowed(job.resources, limits.of(job.tenant))
-        if message is None and job.id >= judged_from:
+        queued = job.state is JobState.QUEUED and len(nodes) > 0
+        judged = job.id >= patience.judged_from if queued else job.state_since < patience.recovering_before
+        message = _why_not_allowed(job.resources, limits.of(job.tenant)) if queued else None
+        if message is None and judged:
             message = _why_too_large(job.resources, nodes)
-        if message is not None and job.state is JobState.QUEUED:
+        if message is not None:
             moves.append((job, Move(JobState.FAILED, Reason.NEVER_FITS, message)))
     return moves
+
+
+def give_up(waiting: Sequence[WaitingJob], silent_since: datetime, before: datetime) -> list[tuple[WaitingJob, Move]]:
+    """Which jobs to fail that recover on a cluster which has been silent: all, if both have lasted since `before`."""
+    if silent_since >= before:
+        return []
+    message = f"No new attempt could be started: Ray has not answered since {silent_since:%Y-%m-%d %H:%M:%S} UTC."
+    move = Move(JobState.FAILED, Reason.HEAD_LOST, message)
+    return [(job, move) for job in waiting if job.state is JobState.RECOVERING and job.state_since < before]
 
 
 def why_never(resources: ResourcesSpec, nodes: Sequence[Node], limits: TenantLimits) -> str | None:
@@ -185,7 +195,7 @@ def _why_too_large(resources: ResourcesSpec, nodes: Sequence[Node]) -> str | Non
     num_fit = num_workers_that_fit(nodes, resources)
     if num_fit >= resources.num_workers:
         return None
-    machines = ", ".join(f"{node.num_cpus:g} CPUs and {node.num_gpus:g} GPUs" for node in nodes[:8])
+    machines = ", ".join(f"{node.num_cpus:g} CPUs and {node.num_gpus:g} GPUs" for node in nodes[:8]) or "no machine"
     more = f" and {len(nodes) - 8} more machines" if len(nodes) > 8 else ""
     return (
         f"The job asks for num_workers {resources.num_workers} with cpus_per_worker {resources.cpus_per_worker:g} and"

@@ -46,7 +46,7 @@ from service.control.decisions import (
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
 from service.control.machines import Machines
-from service.control.queue import Limits, has_room, plan_queue, refuse
+from service.control.queue import Limits, give_up, is_full, plan_queue, refuse
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
     AttemptRecord,
@@ -203,25 +203,36 @@ class _Look:
     # ----------------------------------------------------------------------------------------------- what waits
 
     def _serve_queue(self) -> None:
-        nodes = self._nodes() if self._store.has_waiting() else None
-        if nodes is None:
+        if not self._store.has_waiting():
             return
+        try:
+            nodes = self._cluster.ask(lambda launcher: launcher.nodes())
+        except LauncherUnavailableError:
+            self._give_up()
+        else:
+            self._fill(nodes)
+
+    def _give_up(self) -> None:
+        silent_since = self._world.machines.silent(self._now)
+        before = self._now - timedelta(seconds=self._world.policy.recovery_timeout_s)
+        self._fail(give_up(self._store.waiting(WINDOW, self._now), silent_since, before))
+
+    def _fill(self, nodes: Sequence[Node]) -> None:
+        policy, machines = self._world.policy, self._world.machines
         limits, active = Limits(self._world.limits, self._store.tenant_limits()), self._store.active()
-        judged_from = self._world.machines.judged_from(nodes, self._now, self._world.policy.start_timeout_s)
+        since, queued_s, recovering_s = self._watch.listening_since, policy.start_timeout_s, policy.recovery_timeout_s
+        patience = machines.patience(nodes, since, self._now, queued_s, recovering_s)
         # While the cluster is full, which is when many wait, reading the queue is of no use.
-        waiting = self._store.waiting(WINDOW, self._now) if has_room(active, nodes) else []
-        for job, move in refuse(self._with_newcomers(waiting), nodes, limits, judged_from):
-            with _one_job(job.id, job.attempt):
-                self._move(job.id, job.attempt, job.state, move)
+        waiting = [] if is_full(active, nodes) else self._store.waiting(WINDOW, self._now)
+        self._fail(refuse(self._with_newcomers(waiting), nodes, limits, patience))
         for job, move in plan_queue(waiting, active, nodes, limits, self._now):
             with _one_job(job.id, job.attempt):
                 self._start(job, move)
 
-    def _nodes(self) -> Sequence[Node] | None:
-        try:
-            return self._cluster.ask(lambda launcher: launcher.nodes())
-        except LauncherUnavailableError:
-            return None
+    def _fail(self, moves: Sequence[tuple[WaitingJob, Move]]) -> None:
+        for job, move in moves:
+            with _one_job(job.id, job.attempt):
+                self._move(job.id, job.attempt, job.state, move)
 
     def _with_newcomers(self, waiting: Sequence[WaitingJob]) -> list[WaitingJob]:
         since_id = new_id(self._now - timedelta(seconds=NEW_S), 0)

@@ -82,6 +82,7 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
     env = {
         "TMPDIR": str(temp_dir),  # so that what killed processes leave there goes with it
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "1",  # then killed: three, as Ray has it, would make a cancel last too long
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

@@ -85,6 +85,7 @@ class WaitingJob:
     id: str
     tenant: str
     state: JobState
+    state_since: datetime
     attempt: int
     priority: int
     not_before: datetime | None

@@ -26,7 +26,7 @@ from service.control.leadership import Leadership
 from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
 from service.jobs.records import JobRecord, Submission, TenantLimits
-from service.jobs.states import JobState
+from service.jobs.states import JobState, Reason
 from service.store.database import open_engine
 from service.store.leases import Leases
 from service.store.store import Store
@@ -41,6 +41,7 @@ POLICY = Policy(
     cancel_checkpoint_s=100,
     lost_after_s=60,
     start_timeout_s=900,
+    recovery_timeout_s=3600,
     linger_s=30,
     retry_backoff_s=0,
     retry_backoff_max_s=0,
@@ -234,10 +235,37 @@ def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Rep
     leader.look(later(3))
     assert replicas.state(waiting) is JobState.QUEUED
     assert replicas.state(late) is JobState.FAILED, "who comes now is told at once"
+    for seconds in range(20, 902, 20):
+        leader.look(later(seconds))
     leader.look(later(901))
     assert replicas.state(waiting) is JobState.QUEUED
     leader.look(later(902))
     assert replicas.state(waiting) is JobState.FAILED, "it has not come back"
+
+
+def test_a_job_that_recovers_outlasts_a_cluster_that_is_away_but_not_for_ever(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    replicas.cluster.machines = [Node(4, 0)]
+    wide, narrow = (SPEC.model_copy(update={"resources": ResourcesSpec(num_workers=n)}) for n in (4, 1))
+    jobs = [replicas.submit(later(-1), wide)]
+    leader.look(NOW)
+    replicas.cluster.machines, replicas.cluster.answers = [Node(2, 0)], False
+    for seconds in range(10, 101, 10):
+        leader.look(later(seconds))
+    jobs.append(replicas.submit(later(101), narrow))
+    assert [replicas.state(job) for job in jobs] == [JobState.RECOVERING, JobState.QUEUED]
+    replicas.cluster.answers = True
+    leader.look(later(110))
+    assert [replicas.state(job) for job in jobs] == [JobState.RECOVERING, JobState.STARTING]
+    replicas.cluster.answers = False
+    for seconds in range(120, 3780, 20):
+        leader.look(later(seconds))
+    failed, waits = (replicas.store.get(job.id) for job in jobs)
+    assert failed is not None
+    assert waits is not None
+    assert (failed.state, failed.reason) == (JobState.FAILED, Reason.HEAD_LOST)
+    assert waits.state is JobState.RECOVERING, "not for an hour yet"
+    assert "has not answered since 2026" in (failed.message or "")
 
 
 def beat(replicas: Replicas, folder: Path, job: JobRecord) -> None:

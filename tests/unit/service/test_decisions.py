@@ -34,6 +34,7 @@ POLICY = Policy(
     cancel_checkpoint_s=100,
     lost_after_s=60,
     start_timeout_s=900,
+    recovery_timeout_s=3600,
     linger_s=30,
     retry_backoff_s=2,
     retry_backoff_max_s=300,
@@ -148,6 +149,13 @@ def test_an_error_of_the_driver_is_not_repeated() -> None:
 
 def test_stopped_by_somebody_else() -> None:
     move = the_move(decided(live(JobState.RUNNING), Phase.STOPPED))
+    assert (move.new, move.reason) == (JobState.FAILED, Reason.STOPPED_OUTSIDE)
+
+
+def test_stopped_by_us_who_were_killed_before_we_could_say_so() -> None:
+    move = the_move(decided(live(JobState.RUNNING), Phase.STOPPED, silent_s=61))
+    assert (move.new, move.reason) == (JobState.FAILED, Reason.HEARTBEAT_LOST)
+    move = the_move(decided(live(JobState.STARTING), Phase.STOPPED, silent_s=61))
     assert (move.new, move.reason) == (JobState.FAILED, Reason.STOPPED_OUTSIDE)
 
 
