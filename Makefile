@@ -21,8 +21,8 @@ test: setup ## Run all tests: those without servers in two processes, then the o
 	$(RUN)/pytest -n 2 --dist loadfile -m "not slow"
 	$(RUN)/pytest -m slow
 
-test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 10 minutes)
-	$(RUN)/pytest tests/api -s --api-examples 40
+test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 5 minutes)
+	$(RUN)/pytest tests/api -s --api-examples 250
 
 test-kill: setup ## Kill every process of the service and of Ray, in turn, while jobs train (about 40 minutes)
 	$(RUN)/pytest tests/kill -s --kill-rounds 36

@@ -1,4 +1,4 @@
-"""What the cluster was seen to have: one that has just lost a machine may get it back, one that is silent may answer."""
+"""What the cluster was seen to have: it may get back a machine that it has just lost, and answer after a silence."""
 
 from __future__ import annotations
 
