@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start
+.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start bench-api
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin

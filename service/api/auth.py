@@ -52,6 +52,12 @@ def unauthorised(detail: str, error: str | None = None) -> ProblemError:
     return ProblemError(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": challenge})
 
 
+def bearer(authorization: str) -> str | None:
+    """The token of an Authorization header; None if it bears none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
 def _check(principal: Principal, needed: Role) -> None:
     if not allows(principal.role, needed):
         detail = f"This takes the role {needed}; {principal.name!r} has {principal.role}."

@@ -22,7 +22,7 @@ from service.access.errors import BadTokenError
 from service.access.jwks import IdentityProviderAwayError
 from service.access.principal import Principal
 from service.access.rate_limit import Rate, RateLimiter, client_of
-from service.api.auth import unauthorised
+from service.api.auth import bearer, unauthorised
 from service.api.context import Context
 from service.api.errors import DATABASE_AWAY, DATABASE_RETRY_S, ProblemError, away, problem_response
 from service.schemas import API
@@ -88,9 +88,3 @@ async def _principal(headers: Headers, context: Context) -> Principal:
         raise away("identity provider", IDENTITY_PROVIDER_RETRY_S) from None
     except DATABASE_AWAY:
         raise away("database", DATABASE_RETRY_S) from None  # the app's handlers see only what happens behind the gate
-
-
-def bearer(authorization: str) -> str | None:
-    """The token of an Authorization header; None if it bears none."""
-    scheme, _, token = authorization.partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None

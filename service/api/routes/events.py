@@ -15,6 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import problems
 from service.api.views import event_view, job_view
+from service.api.visit import Visit
 from service.jobs.records import EventRecord
 from service.jobs.states import TERMINAL_STATES
 from service.schemas import EventPage
@@ -71,17 +72,18 @@ def get_events(
     if EVENT_STREAM in request.headers.get("accept", ""):
         start = after if last_event_id is None else last_event_id
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(context, job.id, start), media_type=EVENT_STREAM, headers=headers)
+        stream = _stream(Visit(request, context), context, job.id, start)
+        return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
     found = context.store.follow(job.id, after, limit)
     items = [event_view(event) for event in found[1]] if found else []
     return EventPage(items=items, next_after=items[-1].id if items else None)
 
 
-async def _stream(context: Context, job_id: str, after: int) -> AsyncIterator[bytes]:
+async def _stream(visit: Visit, context: Context, job_id: str, after: int) -> AsyncIterator[bytes]:
     progress: Progress | None = None
     sent_at = time.monotonic()
     with context.watch.following(job_id) as follower:
-        while not context.closing.is_set():
+        while await visit.may_go_on():
             if not await follower.wait(max(0.0, sent_at + KEEP_ALIVE_S - time.monotonic())):
                 sent_at = time.monotonic()
                 yield KEEPALIVE_COMMENT

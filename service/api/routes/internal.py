@@ -8,9 +8,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path
 
+from service.api.auth import bearer
 from service.api.context import InContext
 from service.api.errors import ProblemError
-from service.api.gate import bearer
 from service.api.routes.jobs import json_only
 from service.jobs.ids import is_id
 from service.store.store import FencedOffError, UnknownAttemptError, WrongTokenError

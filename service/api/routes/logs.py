@@ -19,6 +19,7 @@ from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
 from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S, MESSAGE_SCHEMA
 from service.api.views import job_view, log_piece_view, log_view
+from service.api.visit import Visit
 from service.jobs.records import JobRecord
 from service.jobs.states import TERMINAL_STATES
 from service.results.logs import LOG_NAME, Place, blocks, byte_range, start_of_last_lines
@@ -74,7 +75,8 @@ def get_logs(
     log = name or f"rank_{rank:04d}"
     _check(job, place.attempt, log)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(context, job, log, place), media_type=EVENT_STREAM, headers=headers)
+    stream = _stream(Visit(request, context), context, job, log, place)
+    return StreamingResponse(stream, media_type=EVENT_STREAM, headers=headers)
 
 
 @router.get(
@@ -134,9 +136,9 @@ def _check(job: JobRecord, attempt: int, name: str) -> None:
         raise ProblemError(HTTPStatus.UNPROCESSABLE_ENTITY, f"rank = {number}: {wrong.message}", errors=[wrong])
 
 
-async def _stream(context: Context, job: JobRecord, name: str, place: Place) -> AsyncIterator[bytes]:
+async def _stream(visit: Visit, context: Context, job: JobRecord, name: str, place: Place) -> AsyncIterator[bytes]:
     sent_at = asked_at = time.monotonic()
-    while not context.closing.is_set():
+    while await visit.may_go_on():
         # A job that has ended, or is at a later attempt, was so before its log is read to the end here.
         has_ended, is_over = job.state in TERMINAL_STATES, place.attempt < job.attempt
         read_on = partial(context.logs.read_on, job.id, name, place, is_over=is_over or has_ended)
