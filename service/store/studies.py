@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from hashlib import sha256
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from service.jobs.ids import new_id
@@ -78,7 +78,7 @@ class Studies:
     def counts(self, study_ids: Collection[str]) -> dict[str, JobCounts]:
         """How many jobs of each study are in which state, and why."""
         kinds = (jobs.c.study_id, jobs.c.state, jobs.c.reason)
-        query = select(*kinds, func.count()).where(jobs.c.study_id.in_(study_ids)).group_by(*kinds)
+        query = select(*kinds, func.count()).where(jobs.c.id.in_(_current(study_ids))).group_by(*kinds)
         found: dict[str, dict[tuple[JobState, Reason], int]] = {study_id: {} for study_id in study_ids}
         with self._engine.begin() as connection:
             for study_id, state, reason, num in connection.execute(query):
@@ -86,15 +86,15 @@ class Studies:
         return dict(found)
 
     def jobs(self, study_id: str) -> list[StudyJob]:
-        """All jobs of a study, in its order."""
+        """All jobs of a study, in its order. One that was retried has left its place to the new one."""
         columns = [jobs.c[name] for name in _JOB_COLUMNS]
-        query = select(*columns).where(jobs.c.study_id == study_id).order_by(jobs.c.study_index, jobs.c.id)
+        query = select(*columns).where(jobs.c.id.in_(_current([study_id]))).order_by(jobs.c.study_index)
         with self._engine.begin() as connection:
             return [_study_job(row) for row in connection.execute(query).mappings()]
 
     def whole_jobs(self, study_id: str) -> list[JobRecord]:
         """The same jobs, with their specs."""
-        query = select(jobs).where(jobs.c.study_id == study_id).order_by(jobs.c.study_index, jobs.c.id)
+        query = select(jobs).where(jobs.c.id.in_(_current([study_id]))).order_by(jobs.c.study_index)
         with self._engine.begin() as connection:
             return [job_record(row) for row in connection.execute(query).mappings()]
 
@@ -190,6 +190,12 @@ def _get(connection: Connection, study_id: str) -> StudyRecord:
 
 def _study(row: RowMapping) -> StudyRecord:
     return StudyRecord(**{name: row[name] for name in _HEAD_COLUMNS}, spec=StudySpec.model_validate(row["spec"]))
+
+
+def _current(study_ids: Collection[str]) -> Select[tuple[str]]:
+    """Ids of the jobs that hold the places of these studies: of several at one place the newest, a retry."""
+    ids = select(func.max(jobs.c.id)).where(jobs.c.study_id.in_(study_ids))
+    return ids.group_by(jobs.c.study_id, jobs.c.study_index)
 
 
 def _told(study_id: str, epochs: Collection[int]) -> tuple[ColumnElement[bool], ...]:

@@ -22,7 +22,7 @@ class StudyState(StrEnum):
     RUNNING = "RUNNING"
     """Some jobs have not ended."""
     CANCELLING = "CANCELLING"
-    """It was cancelled; some jobs are being wound down."""
+    """It was cancelled, and is being wound down."""
     SUCCEEDED = "SUCCEEDED"
     """Each job has succeeded, or was stopped early because others did better."""
     FAILED = "FAILED"
@@ -34,8 +34,8 @@ class StudyState(StrEnum):
 def study_state(counts: JobCounts, *, cancelled: bool) -> StudyState:
     """A study's state; `cancelled` says that all of it was asked to stop."""
     states = {state for state, _ in counts}
-    if states & LIVE_STATES:
-        if cancelled:
+    if live := states & LIVE_STATES:
+        if cancelled and live == {JobState.CANCELLING}:  # else a job was retried since
             return StudyState.CANCELLING
         return StudyState.QUEUED if states == {JobState.QUEUED} else StudyState.RUNNING
     if any(kind != EARLY_STOPPED and kind[0] is JobState.CANCELLED for kind in counts):

@@ -142,11 +142,13 @@ def cancel_job(job: KnownJob, context: InContext, request: CancelRequest | None 
 def retry_job(job: KnownJob, context: InContext, response: Response, idempotency_key: IdempotencyKey = None) -> JobView:
     """Submit the spec of a job that is FAILED or CANCELLED again, as a new job that goes on from its last checkpoint.
 
-    The old job stays as it is. The new one has all its attempts and its whole deadline before it.
+    The old job stays as it is. The new one has all its attempts and its whole deadline before it, and takes the old
+    one's place in its study.
     """
     if job.state not in {JobState.FAILED, JobState.CANCELLED}:
         detail = f"The job is {job.state}; a job can be retried that is FAILED or CANCELLED."
         raise ProblemError(HTTPStatus.CONFLICT, detail)
-    retried = _submit(Submission(job.tenant, job.spec, retry_of=job.id), context, idempotency_key)
+    again = Submission(job.tenant, job.spec, job.study_id, job.study_index, retry_of=job.id)
+    retried = _submit(again, context, idempotency_key)
     response.headers["Location"] = job_path(retried.id)
     return job_view(retried, context.settings.mlflow_uri)

@@ -177,6 +177,29 @@ def test_a_study_that_has_ended_cannot_be_cancelled(service: RunningService, man
     assert look(service, study).state == "FAILED"
 
 
+def test_a_job_that_is_retried_takes_its_place_in_the_study(service: RunningService, manifest: Path) -> None:
+    study = create(service, study_json(manifest, name="waits", grid={}, points=[], seeds=[0, 1]))
+    deadline = time.monotonic() + 60
+    while look(service, study).jobs_by_state.get("RUNNING", 0) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    service.client.post(f"{study.links.self}/cancel")
+    old = wait_until_ended(service, study)
+    assert old.state == "CANCELLED"
+    retried = service.client.post(f"{old.jobs[1].self}/retry").json()
+    assert retried["study_id"] == study.id
+    service.wait_for(retried["id"], "RUNNING")
+    now = look(service, study)
+    assert (now.state, now.jobs_by_state) == ("RUNNING", {"CANCELLED": 1, "RUNNING": 1})
+    assert [job.id for job in now.jobs] == [old.jobs[0].id, retried["id"]]
+    assert now.jobs[1].point == old.jobs[1].point
+    [point] = compare(service, study).points
+    assert point.job_ids == [job.id for job in now.jobs]
+    assert len(service.client.get(study.links.jobs).json()["items"]) == 3, "the old one is kept"
+    service.client.post(f"{study.links.self}/cancel")
+    assert wait_until_ended(service, study).jobs_by_state == {"CANCELLED": 2}
+
+
 def test_points_are_compared(service: RunningService, manifest: Path) -> None:
     points = [{"method": {"kind": kind, "lr": lr}} for kind, lr in (("sgd", 0.3), ("sgd", 0.5), ("ivon", 0.4))]
     study = create(service, study_json(manifest, name="learns", grid={}, points=points, seeds=[0, 1, 2]))
