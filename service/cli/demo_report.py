@@ -164,9 +164,9 @@ def print_report(console: Console, report: DemoReport) -> None:
 
 _FIGURES: Final = (
     *("test accuracy", "test NLL", "test ECE"),
-    "the same, weight samples averaged",
-    *("‖ε‖ exact, median / p95", "‖ε‖ linearised, median / p95"),
-    f"wrong among the {NUM_SUSPECTS} most suspect",
+    "all three, samples averaged",
+    *("‖ε‖ exact, p50 / p95", "‖ε‖ linearised, p50 / p95"),
+    f"wrong in {NUM_SUSPECTS} most suspect",
 )
 
 

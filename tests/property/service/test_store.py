@@ -1,4 +1,7 @@
-"""The store against a model, on both databases: whatever is asked in whatever order, by whomever, the rules hold."""
+"""The store against a model, on both databases: whatever is asked in whatever order, by whomever, the rules hold.
+
+Over 400 lines, as the model, what may be asked of it and what must hold are one state machine, which reads best whole.
+"""
 
 from __future__ import annotations
 
