@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, assert_never
 
@@ -48,6 +48,8 @@ POLL_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 3.0
 GIVE_UP_S = 10.0
 """At the end of a training, how long a server that is away is waited for."""
+FAREWELL_S = 2.0
+"""How long the copy of a training that was killed has to say so. Short: the next attempt takes the run up soon."""
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_CHARS = 6000
@@ -108,6 +110,11 @@ class Replica:
     def end(self, outcome: Outcome) -> None:
         """Close the run in MLflow."""
         self._client.set_terminated(self._connected_run(), status=_status(outcome))
+
+    def mark_killed(self) -> None:
+        """Show that the training is gone, unless there is no run yet; whoever takes it up has it run again."""
+        if (run := read_mlflow_run(self._folder.path)) is not None:
+            self._client.set_terminated(run.run_id, status="KILLED")
 
     def _connected_run(self) -> str:
         assert self._run_id is not None, "connect comes first"
@@ -219,7 +226,9 @@ def _status(outcome: Outcome) -> Literal["FINISHED", "KILLED", "FAILED"]:
 class Parent:
     """What the training process says on our standard input: `begin`, `finish OUTCOME`; its end closes the input."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_killed: Callable[[], None]) -> None:
+        """`on_killed` is called, and has FAREWELL_S, if the input closes without a `finish`."""
+        self._on_killed = on_killed
         self.begun = threading.Event()
         self.finished = threading.Event()
         self.outcome: Outcome | None = None
@@ -233,13 +242,19 @@ class Parent:
                 case ["finish", "succeeded" | "stopped" | "failed" as outcome]:
                     self.outcome = outcome
                     self.finished.set()
+        if self.outcome is None:
+            threading.Timer(FAREWELL_S, os._exit, [0]).start()
+            try:
+                self._on_killed()
+            except Exception as error:
+                log.warning("MLflow was not told that the training was killed: %s", error)
         os._exit(0)  # training is gone, and whoever takes it up will go on copying: leave at once, even amid a request
 
 
 def follow(context: AttemptContext) -> int:
     """Copy what training writes until it says that it has finished; 0 if MLflow then has everything."""
-    parent = Parent()
     replica: Replica | None = None
+    parent = Parent(lambda: replica.mark_killed() if replica else None)
     last_success_s = time.monotonic()
     while True:
         outcome = parent.outcome  # asked before copying: after `finish` nothing is added to the journal

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -162,6 +163,33 @@ def test_parent_that_is_killed_leaves_no_copying_behind(run: Path) -> None:
     pid = int(done.stdout)
     deadline_s = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and "Z" not in status_of(pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+def test_a_run_whose_training_was_killed_says_so(run: Path, store: str) -> None:
+    (run / "mlflow.json").unlink(missing_ok=True)
+    context = AttemptContext.model_validate_json((run / ATTEMPT_FILE).read_bytes())
+    write_context(context.model_copy(update={"mlflow_uri": store}))
+    client = mlflow.MlflowClient(store)
+    try:
+        with ReplicaProcess(context) as process:
+            wait_until(lambda: (found := process.run()) is not None and is_connected(client, found.run_id))
+            known = process.run()
+    finally:
+        write_context(context)
+    assert known is not None
+    info = client.get_run(known.run_id).info
+    assert (info.status, info.end_time is not None) == ("KILLED", True)
+
+
+def is_connected(client: mlflow.MlflowClient, run_id: str) -> bool:
+    return "seed" in client.get_run(run_id).data.params
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not holds():
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
 
