@@ -24,8 +24,8 @@ from file_launcher import FileLauncher
 
 from service.access.roles import Role
 from service.api.app import create_app
+from service.api.server import Server
 from service.embedded.local_servers import free_ports
-from service.embedded.server import Server
 from service.settings import Settings
 from service.store.database import open_engine
 from service.store.tokens import NewToken, Tokens
@@ -62,7 +62,7 @@ class ApiProcess:
         self.num_kills = 0
         self._shared = shared
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["service.api.app", "service.embedded.server"])
+        self._context.set_forkserver_preload(["service.api.app", "service.api.server"])
         self._process: ForkServerProcess | None = None
 
     def start(self, failpoint: str | None = None) -> None:

@@ -18,9 +18,9 @@ import httpx
 from service.access.principal import DEFAULT_TENANT
 from service.access.roles import Role
 from service.api.app import create_app
+from service.api.server import Server
 from service.cluster.launcher import DriverStatus, Launcher, LauncherUnavailableError, Node, Phase
 from service.cluster.ray_launcher import command
-from service.embedded.server import Server
 from service.settings import Settings
 from service.store.database import open_engine
 from service.store.tokens import NewToken, Tokens

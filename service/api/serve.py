@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.access.exposure import check_exposure
 from service.api.app import create_app
-from service.embedded.server import Server
+from service.api.server import Server
 from service.settings import Settings
 from service.store.database import migrate, open_engine
 from service.telemetry.json_logs import log_as_json

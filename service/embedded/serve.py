@@ -31,7 +31,7 @@ from service.embedded.local_servers import LOOPBACK, MAX_LOG_BYTES, LocalServer,
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.embedded.server import Server
+    from service.api.server import Server
 
 DEFAULT_PORT: Final = 8900
 RAY_TOKEN_FILE: Final = "ray-token"  # noqa: S105 - a file name
@@ -355,7 +355,7 @@ def _local_token(settings: Settings) -> str:
 def _make_server(settings: Settings, host: str, log: Path) -> Server:
     """The API's server. Its imports take a second or two, in which Ray and MLflow start already."""
     from service.api.app import create_app  # noqa: PLC0415
-    from service.embedded.server import Server  # noqa: PLC0415
+    from service.api.server import Server  # noqa: PLC0415
     from service.telemetry.json_logs import log_as_json  # noqa: PLC0415
 
     handler = logging.handlers.RotatingFileHandler(log, maxBytes=MAX_LOG_BYTES, backupCount=1)
