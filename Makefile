@@ -1,7 +1,7 @@
 # `make` lists what can be done. Every target sets up what it needs: a bare machine with python3, make and git is enough.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start bench-api
+.PHONY: help setup demo serve test test-api test-kill test-fast check format clean bench-optim bench-step bench-convergence bench-data bench-start bench-cancel bench-api
 
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := .venv/bin
@@ -54,6 +54,9 @@ bench-data: setup | $(UV) ## Time loading beside webdataset, streaming and Image
 
 bench-start: setup ## Time the way from a POST to the first step beside a bare `ray job submit`: ten minutes
 	$(RUN)/python -m benchmarks.start
+
+bench-cancel: setup ## Time the way from a cancel to CANCELLED, on a real Ray: five minutes
+	$(RUN)/python -m benchmarks.cancel
 
 bench-api: setup ## Time the API with 100,000 jobs stored, on SQLite and PostgreSQL, and follow events with 200 clients
 	$(RUN)/python -m benchmarks.api

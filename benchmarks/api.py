@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ def prepare(url: str, num_jobs: int, manifest: str) -> list[str]:
 
 
 def race(
-    clients: Clients, apis: dict[str, Api], calls: dict[str, Sequence[Call]], options: Options
+    clients: Clients, apis: dict[str, Api], calls: Mapping[str, Sequence[Call]], options: Options
 ) -> dict[str, Latencies]:
     """One kind of request against each server in turn, first with the one, then with the other ahead."""
     found = {size: Latencies() for size in apis}

@@ -212,8 +212,9 @@ def prepare_data(options: argparse.Namespace) -> Path:
     """Build the training subset with its noise, val and test; path of the manifest."""
     source = Mnist(options.data, "fashion-mnist", FASHION_CLASSES, num_val=NUM_VAL)
     noise = BuildOptions(corruption=SymmetricCorruption(rate=NOISE_RATE))
-    build(Subset(source, options.train_examples), options.out / "data", noise)
-    return (options.out / "data" / "manifest.json").resolve()
+    folder = Path(options.out) / "data"
+    build(Subset(source, options.train_examples), folder, noise)
+    return (folder / "manifest.json").resolve()
 
 
 # -------------------------------------------------------------------------------------------------------------- report

@@ -81,7 +81,7 @@ def stock_webdataset(manifest: Manifest) -> InWorker:
     return InWorker(webdataset.WebLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True))
 
 
-class StreamedPictures(StreamingDataset):
+class StreamedPictures(StreamingDataset):  # type: ignore[misc]  # untyped
     """MosaicML streaming's way of transforming: in `__getitem__`."""
 
     def __init__(self, folder: Path) -> None:

@@ -55,6 +55,7 @@ def clothing_photos(path: Path, count: int) -> list[Picture]:
         for example in source.examples():
             if len(pictures) == count or example.split != "train":
                 break
+            assert example.given_label is not None, "training photographs have noisy labels"
             pictures.append(Picture(source.read(example), example.given_label))
     return pictures
 

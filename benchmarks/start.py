@@ -196,6 +196,7 @@ def tell(medians: Mapping[str, Mapping[str, float]], arguments: argparse.Namespa
     print(
         json.dumps(
             {
+                "bench": "start",
                 "ratio_to_ray_job": round(first["cold"] / first["ray job"], 3),
                 "warm_ratio_to_ray_job": round(first["warm"] / first["ray job"], 3),
                 "ray_job_s": round(first["ray job"], 2),

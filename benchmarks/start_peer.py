@@ -53,7 +53,7 @@ def train_loop(config: dict[str, str]) -> None:
     loss_of = nn.CrossEntropyLoss()
     for epoch in range(2):
         if ray.train.get_context().get_world_size() > 1:
-            loader.sampler.set_epoch(epoch)
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # as Ray's documentation has it
         total = 0.0
         for number, (inputs, targets) in enumerate(loader):
             optimizer.zero_grad()
