@@ -107,12 +107,21 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
     if live.job.state is JobState.CANCELLING:
         return _decide_cancelling(live, seen, now, policy)
     if live.attempt.submitted_at is None:
-        return (Launch(),)
+        return _decide_unsubmitted(live, seen, now, policy)
     if seen.driver is None:
         return _decide_unanswered(live, seen, now, policy)
     if lives(seen.driver):
         return _decide_living(live, seen, seen.driver, now, policy)
-    return (_ended(live.job, seen, seen.driver, now, policy),)
+    return (_ended(live, seen, seen.driver, now, policy),)
+
+
+def _decide_unsubmitted(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
+    """Of an attempt that the cluster has not accepted, as far as is known: it is handed over again, for a while."""
+    if seen.silent_s <= policy.start_timeout_s:
+        return (Launch(),)
+    message = f"Ray has not taken the attempt for {seen.silent_s:.0f} s."
+    lost = _again_or_failed(live.job, Reason.SUBMIT_FAILED, message, now, policy)
+    return lost, Stop(live.attempt.number)  # should it have taken it after all; that it does not answer changes nothing
 
 
 def _decide_unanswered(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
@@ -120,7 +129,7 @@ def _decide_unanswered(live: LiveJob, seen: Seen, now: datetime, policy: Policy)
     if seen.silent_s <= policy.lost_after_s:
         return ()
     message = f"Ray does not answer, and the attempt has been silent for {seen.silent_s:.0f} s."
-    return (_ended(live.job, seen, DriverStatus(Phase.LOST, message), now, policy),)
+    return (_ended(live, seen, DriverStatus(Phase.LOST, message), now, policy),)
 
 
 def _decide_living(
@@ -130,7 +139,7 @@ def _decide_living(
     stop = Stop(live.attempt.number)
     if seen.outcome is not None:
         lingers = (seen.result_age_s or 0) > policy.linger_s or seen.silent_s > policy.lost_after_s
-        return (stop, _ended(live.job, seen, driver, now, policy)) if lingers else ()
+        return (stop, _ended(live, seen, driver, now, policy)) if lingers else ()
     if seen.silent_s <= _patience_s(live.job, policy):
         return ()
     what = "no rank has begun to train" if live.job.state is JobState.STARTING else "nothing was heard of rank 0"
@@ -175,33 +184,32 @@ def _stopped(job: JobRecord) -> Move:
     return Move(state, job.reason, job.message)
 
 
-def _ended(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
+def _ended(live: LiveJob, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
     """What becomes of a job whose driver has ended: its result says so, then itself, and last the cluster."""
     if seen.outcome == "succeeded":
         return Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE)
     if seen.outcome == "stopped":
         message = "The attempt stopped by itself, because it could not reach the service."
-        return _again_or_failed(job, Reason.HEARTBEAT_LOST, message, now, policy)
+        return _again_or_failed(live.job, Reason.HEARTBEAT_LOST, message, now, policy)
     if seen.failure is not None:
-        return _failed(job, seen.failure, now, policy)
-    return _left(job, seen, driver, now, policy)
+        return _failed(live.job, seen.failure, now, policy)
+    return _left(live, seen, driver, now, policy)
 
 
-def _left(job: JobRecord, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
+def _left(live: LiveJob, seen: Seen, driver: DriverStatus, now: datetime, policy: Policy) -> Move:
     """What becomes of a job whose attempt has left neither a result nor a word of why."""
     match driver.phase:
         case Phase.LOST:
             message = driver.message or "Ray does not know the attempt any more."
-            return _again_or_failed(job, Reason.HEAD_LOST, message, now, policy)
+            return _again_or_failed(live.job, Reason.HEAD_LOST, message, now, policy)
         case Phase.KILLED:
             message = last_lines(driver.message or "The driver was killed.")
             reason = Reason.OUT_OF_MEMORY if driver.is_out_of_memory else Reason.DRIVER_LOST
-            return _again_or_failed(job, reason, message, now, policy)
+            return _again_or_failed(live.job, reason, message, now, policy)
         case Phase.FAILED:
             return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, last_lines(driver.message or "The driver failed."))
-        case Phase.STOPPED if seen.silent_s > _patience_s(job, policy):  # by us, killed before we could say so
-            message = f"Nothing was heard of rank 0 for {seen.silent_s:.0f} s, so the driver was stopped."
-            return Move(JobState.FAILED, Reason.HEARTBEAT_LOST, message)
+        case Phase.STOPPED if live.attempt.reason is not None:  # by us, who were killed before we could say so
+            return Move(JobState.FAILED, live.attempt.reason, live.attempt.message)
         case Phase.STOPPED:
             return Move(JobState.FAILED, Reason.STOPPED_OUTSIDE, "The driver was stopped from outside of Hush.")
         case _:

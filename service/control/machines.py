@@ -1,9 +1,11 @@
-"""What the cluster was seen to have: it may get back a machine that it has just lost, and answer after a silence."""
+"""What the cluster was seen to have, and whom it left without a place: it may get back a machine that it has just lost.
+
+All in memory: a process that begins to look knows nothing of what was before, and waits once more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 from service.cluster.launcher import Node
@@ -12,42 +14,31 @@ from service.jobs.ids import new_id
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Patience:
-    """Of whom it is not said yet that the cluster is too small for them, as they may have counted on what it had."""
-
-    judged_from: str = ""
-    """Queued jobs with smaller ids, which are older."""
-    recovering_before: datetime = _NEVER
-    """Jobs that began to recover at this time or later."""
-
-
 class Machines:
-    """Remembers what the cluster said in the last looks; knows nothing of what was before this process looked."""
+    """Remembers the last look at the machines, and since when jobs have been stranded."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, float]] | None = None
+        self._seen_at = _NEVER
         self._changed_at = _NEVER
-        self._silent_since: datetime | None = None
+        self._stranded: dict[str, datetime] = {}
 
-    def silent(self, now: datetime) -> datetime:
-        """The cluster did not answer; since when it has not."""
-        self._silent_since = self._silent_since or now
-        return self._silent_since
+    def judged_from(self, nodes: Sequence[Node], watching_since: datetime, now: datetime, patience_s: float) -> str:
+        """Queued jobs whose ids are no smaller never fit if these machines are too few; older ones may have counted on
+        others, which are waited for. After `patience_s` without a change this holds for all.
 
-    def patience(
-        self, nodes: Sequence[Node], watching_since: datetime, now: datetime, queued_s: float, recovering_s: float
-    ) -> Patience:
-        """The cluster has these machines. If that has been so for long, they are all it will have.
-
-        Queued jobs wait `queued_s` for a machine to come back, those that recover `recovering_s`. What was before
-        `watching_since` nobody knows: it counts as a change.
+        What was before `watching_since` nobody knows: it counts as a change.
         """
-        self._silent_since = None
         seen = sorted((node.num_cpus, node.num_gpus) for node in nodes)
         if self._seen is not None and seen != self._seen:
-            self._changed_at = now
-        self._seen = seen
-        since = max(self._changed_at, watching_since)
-        long_ago, before = now - timedelta(seconds=queued_s), now - timedelta(seconds=recovering_s)
-        return Patience("" if since < long_ago else new_id(since, 0), before if since < before else _NEVER)
+            self._changed_at = self._seen_at  # or later: nobody looks while nobody waits
+        self._seen, self._seen_at = seen, now
+        changed_at = max(self._changed_at, watching_since)
+        return "" if now - changed_at > timedelta(seconds=patience_s) else new_id(changed_at, 0)
+
+    def stranded_for(
+        self, job_ids: Collection[str], watching_since: datetime, now: datetime, patience_s: float
+    ) -> list[str]:
+        """These jobs are stranded; ids of those that were so in each look for longer than `patience_s`."""
+        self._stranded = {job_id: max(self._stranded.get(job_id, now), watching_since) for job_id in job_ids}
+        return [job_id for job_id, since in self._stranded.items() if now - since > timedelta(seconds=patience_s)]

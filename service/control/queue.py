@@ -14,7 +14,6 @@ from datetime import datetime
 
 from service.cluster.launcher import Node
 from service.control.decisions import Move
-from service.control.machines import Patience
 from service.jobs.records import LiveJob, TenantLimits, WaitingJob
 from service.jobs.states import JobState, Reason
 from trainer.spec import ResourcesSpec
@@ -89,9 +88,9 @@ def _or_inf(limit: int | None) -> float:
     return float("inf") if limit is None else limit
 
 
-def is_full(active: Sequence[LiveJob], nodes: Sequence[Node]) -> bool:
-    """Whether no job at all could start before another ends: each takes some CPU."""
-    return len(active) > 0 and _room(active, nodes).cpus <= _SLACK
+def has_room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> bool:
+    """Whether any job at all could start now: each takes some CPU."""
+    return _room(active, nodes).cpus > _SLACK
 
 
 def _room(active: Sequence[LiveJob], nodes: Sequence[Node]) -> _Room:
@@ -132,32 +131,37 @@ def _may_start(job: WaitingJob, nodes: Sequence[Node], limits: Limits, now: date
 
 
 def refuse(
-    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits, patience: Patience
+    waiting: Sequence[WaitingJob], nodes: Sequence[Node], limits: Limits, judged_from: str = ""
 ) -> list[tuple[WaitingJob, Move]]:
-    """Which waiting jobs to fail, because the whole cluster is too small for them, or what their tenant may take.
+    """Which queued jobs to fail, because the whole cluster is too small for them, or what their tenant may take.
 
-    No queued one while the cluster knows no machine at all: a head that has just started does not know its own yet.
-    And a limit that was lowered later does not end what recovers.
+    Not those with ids below `judged_from`: a cluster that has just lost a machine may get it back. And none while the
+    cluster knows no machine at all: a head that has just started does not know its own yet.
     """
     moves = []
     for job in waiting:
-        queued = job.state is JobState.QUEUED and len(nodes) > 0
-        judged = job.id >= patience.judged_from if queued else job.state_since < patience.recovering_before
-        message = _why_not_allowed(job.resources, limits.of(job.tenant)) if queued else None
-        if message is None and judged:
+        if job.state is not JobState.QUEUED or not nodes:
+            continue
+        message = _why_not_allowed(job.resources, limits.of(job.tenant))
+        if message is None and job.id >= judged_from:
             message = _why_too_large(job.resources, nodes)
         if message is not None:
             moves.append((job, Move(JobState.FAILED, Reason.NEVER_FITS, message)))
     return moves
 
 
-def give_up(waiting: Sequence[WaitingJob], silent_since: datetime, before: datetime) -> list[tuple[WaitingJob, Move]]:
-    """Which jobs to fail that recover on a cluster which has been silent: all, if both have lasted since `before`."""
-    if silent_since >= before:
-        return []
-    message = f"No new attempt could be started: Ray has not answered since {silent_since:%Y-%m-%d %H:%M:%S} UTC."
-    move = Move(JobState.FAILED, Reason.HEAD_LOST, message)
-    return [(job, move) for job in waiting if job.state is JobState.RECOVERING and job.state_since < before]
+def stranded(recovering: Sequence[WaitingJob], nodes: Sequence[Node] | None, limits: Limits) -> dict[str, Move]:
+    """What becomes, if it stays so, of the jobs that recover and could not start though no other ran; by their ids.
+
+    `nodes` is None while the cluster does not answer.
+    """
+    moves = {}
+    for job in recovering:
+        if nodes is None:
+            moves[job.id] = Move(JobState.FAILED, Reason.HEAD_LOST, "No new attempt could start: Ray does not answer.")
+        elif (message := why_never(job.resources, nodes, limits.of(job.tenant))) is not None:
+            moves[job.id] = Move(JobState.FAILED, Reason.NEVER_FITS, message)
+    return moves
 
 
 def why_never(resources: ResourcesSpec, nodes: Sequence[Node], limits: TenantLimits) -> str | None:

@@ -46,7 +46,7 @@ from service.control.decisions import (
 from service.control.early_stop import EarlyStopper
 from service.control.failpoints import Failpoint, failpoint
 from service.control.machines import Machines
-from service.control.queue import Limits, give_up, is_full, plan_queue, refuse
+from service.control.queue import Limits, has_room, plan_queue, refuse, stranded
 from service.jobs.ids import new_id, submission_id
 from service.jobs.records import (
     AttemptRecord,
@@ -62,7 +62,7 @@ from service.jobs.records import (
 from service.jobs.states import TERMINAL_STATES, JobState, Reason
 from service.store.store import Store
 from service.telemetry.log_fields import bound
-from trainer.run_schema import FAILURE_FILE
+from trainer.run_schema import FAILURE_FILE, EpochSummary
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ MAX_NEWCOMERS = 500
 once. One that is missed is told when it comes to the front."""
 
 MAX_OVERDUE = 100
+
+MAX_RECOVERING = 1000
 
 _Answer = TypeVar("_Answer")
 
@@ -169,8 +171,16 @@ class _Look:
         actions = decide(live, seen, self._now, self._world.policy)
         if any(isinstance(action, Stop) for action in actions):
             self._store.confirm(live.job, self._watch.fence)  # no write by itself, but who leads by now may know better
+            self._note_why(live, actions)
         for action in actions:
             self._execute(action, live)
+
+    def _note_why(self, live: LiveJob, actions: Sequence[Action]) -> None:
+        """Why we end an attempt, before we do: killed after that, nobody would know that it was us."""
+        for action in actions:
+            if isinstance(action, Move):
+                why = (action.reason, action.message)
+                self._store.note_reason(live.job.id, live.attempt.number, *why, self._watch.fence)
 
     def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:
         """Read the result's checksums only when they decide something: a large model takes seconds to read."""
@@ -205,26 +215,33 @@ class _Look:
     def _serve_queue(self) -> None:
         if not self._store.has_waiting():
             return
+        nodes = self._nodes()
+        limits = Limits(self._world.limits, self._store.tenant_limits())
+        self._give_up(nodes, limits)
+        if nodes is not None:
+            self._fill(nodes, limits)
+
+    def _nodes(self) -> Sequence[Node] | None:
         try:
-            nodes = self._cluster.ask(lambda launcher: launcher.nodes())
+            return self._cluster.ask(lambda launcher: launcher.nodes())
         except LauncherUnavailableError:
-            self._give_up()
-        else:
-            self._fill(nodes)
+            return None
 
-    def _give_up(self) -> None:
-        silent_since = self._world.machines.silent(self._now)
-        before = self._now - timedelta(seconds=self._world.policy.recovery_timeout_s)
-        self._fail(give_up(self._store.waiting(WINDOW, self._now), silent_since, before))
+    def _give_up(self, nodes: Sequence[Node] | None, limits: Limits) -> None:
+        """Fail jobs that recover on a cluster which has had no place for them for too long."""
+        recovering = {job.id: job for job in self._store.recovering(MAX_RECOVERING)}
+        moves = stranded(list(recovering.values()), nodes, limits)
+        patience_s = self._world.policy.recovery_timeout_s
+        late = self._world.machines.stranded_for(moves.keys(), self._watch.listening_since, self._now, patience_s)
+        self._fail([(recovering[job_id], moves[job_id]) for job_id in late])
 
-    def _fill(self, nodes: Sequence[Node]) -> None:
-        policy, machines = self._world.policy, self._world.machines
-        limits, active = Limits(self._world.limits, self._store.tenant_limits()), self._store.active()
-        since, queued_s, recovering_s = self._watch.listening_since, policy.start_timeout_s, policy.recovery_timeout_s
-        patience = machines.patience(nodes, since, self._now, queued_s, recovering_s)
+    def _fill(self, nodes: Sequence[Node], limits: Limits) -> None:
+        """Start whose turn it is, and fail what will never fit."""
+        active, patience_s = self._store.active(), self._world.policy.start_timeout_s
+        judged_from = self._world.machines.judged_from(nodes, self._watch.listening_since, self._now, patience_s)
         # While the cluster is full, which is when many wait, reading the queue is of no use.
-        waiting = [] if is_full(active, nodes) else self._store.waiting(WINDOW, self._now)
-        self._fail(refuse(self._with_newcomers(waiting), nodes, limits, patience))
+        waiting = self._store.waiting(WINDOW, self._now) if has_room(active, nodes) else []
+        self._fail(refuse(self._with_newcomers(waiting), nodes, limits, judged_from))
         for job, move in plan_queue(waiting, active, nodes, limits, self._now):
             with _one_job(job.id, job.attempt):
                 self._start(job, move)
@@ -289,11 +306,16 @@ class _Look:
             move.reason,
             move.message,
             not_before=move.not_before,
-            epochs=finished_epochs(self._world.folders.path(job_id, attempt)) if ends else (),
+            epochs=self._finished_epochs(job_id, attempt) if ends else (),
         )
         moved = self._store.transition(change, self._now, self._watch.fence)
         logger.info("job %s attempt %d: %s -> %s (%s)", job_id, attempt, state, moved.state, moved.reason)
         return moved
+
+    def _finished_epochs(self, job_id: str, attempt: int) -> tuple[EpochSummary, ...]:
+        """Of the newest attempt that tells of any: the current one may not have begun."""
+        folders = (self._world.folders.path(job_id, number) for number in range(attempt, 0, -1))
+        return next((told for folder in folders if (told := finished_epochs(folder))), ())
 
 
 @contextmanager

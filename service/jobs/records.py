@@ -85,7 +85,6 @@ class WaitingJob:
     id: str
     tenant: str
     state: JobState
-    state_since: datetime
     attempt: int
     priority: int
     not_before: datetime | None

@@ -18,7 +18,6 @@ _WAITING_COLUMNS = (
     jobs.c.id,
     jobs.c.tenant,
     jobs.c.state,
-    jobs.c.state_since,
     jobs.c.attempt,
     jobs.c.priority,
     jobs.c.not_before,
@@ -62,6 +61,11 @@ def read_newcomers(connection: Connection, since_id: str, limit: int) -> list[Wa
     return [job for job in found if job.state is JobState.QUEUED]
 
 
+def read_recovering(connection: Connection, limit: int) -> list[WaitingJob]:
+    """Jobs that recover, at most `limit` of them."""
+    return _waiting(connection, jobs.c.state == JobState.RECOVERING, limit)
+
+
 def read_overdue(connection: Connection, now: datetime, limit: int) -> list[OverdueJob]:
     """Jobs past their deadlines that nobody has asked to stop yet."""
     unasked = frozenset(JobState) - TERMINAL_STATES - {JobState.CANCELLING}
@@ -78,8 +82,8 @@ def read_limits(connection: Connection) -> dict[str, TenantLimits]:
     return {row["name"]: TenantLimits(row["max_running_jobs"], row["max_workers"]) for row in rows}
 
 
-def _waiting(connection: Connection, which: ColumnElement[bool]) -> list[WaitingJob]:
-    query = select(*_WAITING_COLUMNS).where(which).order_by(*_ORDER)
+def _waiting(connection: Connection, which: ColumnElement[bool], limit: int | None = None) -> list[WaitingJob]:
+    query = select(*_WAITING_COLUMNS).where(which).order_by(*_ORDER).limit(limit)
     return [_waiting_job(row) for row in connection.execute(query).mappings()]
 
 
@@ -88,7 +92,6 @@ def _waiting_job(row: RowMapping) -> WaitingJob:
         id=row["id"],
         tenant=row["tenant"],
         state=JobState(row["state"]),
-        state_since=row["state_since"],
         attempt=row["attempt"],
         priority=row["priority"],
         not_before=row["not_before"],

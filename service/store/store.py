@@ -37,6 +37,7 @@ from service.store.queue import (
     read_limits,
     read_newcomers,
     read_overdue,
+    read_recovering,
     read_waiting,
 )
 from service.store.tables import attempts, job_events, jobs
@@ -214,6 +215,11 @@ class Store:
         with self._engine.begin() as connection:
             return read_newcomers(connection, since_id, limit)
 
+    def recovering(self, limit: int) -> list[WaitingJob]:
+        """Jobs that recover, at most `limit` of them, whether their backoff is over or not."""
+        with self._engine.begin() as connection:
+            return read_recovering(connection, limit)
+
     def overdue(self, now: datetime, limit: int) -> list[OverdueJob]:
         """Jobs past their deadlines that nobody has asked to stop yet."""
         with self._engine.begin() as connection:
@@ -248,6 +254,14 @@ class Store:
         with self._writing.begin() as connection:
             hold(connection, fence)
             update_attempt(connection, job_id, number, {"submitted_at": func.coalesce(attempts.c.submitted_at, now)})
+
+    def note_reason(
+        self, job_id: str, number: int, reason: Reason, message: str | None, fence: Fence | None = None
+    ) -> None:
+        """Why an attempt is about to be ended by us."""
+        with self._writing.begin() as connection:
+            hold(connection, fence)
+            update_attempt(connection, job_id, number, {"reason": reason, "message": message})
 
     def heartbeat(self, job_id: str, number: int, token: str, beat: Heartbeat, now: datetime) -> HeartbeatReply:
         """Take in what rank 0 says; raises UnknownAttemptError, WrongTokenError or FencedOffError."""

@@ -11,7 +11,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.cluster.launcher import Node
-from service.control.machines import Patience
 from service.control.queue import Limits, plan_queue, refuse, why_never
 from service.jobs.records import LiveJob, TenantLimits, WaitingJob
 from service.jobs.states import JobState
@@ -40,7 +39,6 @@ def waiters(draw: st.DrawFn, max_size: int = 12) -> list[WaitingJob]:
             id=f"{index:02}",
             tenant=draw(st.sampled_from(TENANTS)),
             state=draw(st.sampled_from([JobState.QUEUED, JobState.RECOVERING])),
-            state_since=NOW,
             attempt=1,
             priority=draw(st.integers(-1, 1)),
             not_before=None,
@@ -102,7 +100,7 @@ def test_nobody_behind_changes_whether_a_job_starts(
 def test_whoever_waits_can_start_or_is_told_why_not(
     waiting: list[WaitingJob], nodes: list[Node], limits: Limits
 ) -> None:
-    refused = {job.id for job, _ in refuse(waiting, nodes, limits, Patience())}
+    refused = {job.id for job, _ in refuse(waiting, nodes, limits)}
     for job in waiting:
         never = why_never(job.resources, nodes, limits.of(job.tenant)) is not None
         assert (job.id in refused) == (never and job.state is JobState.QUEUED)
@@ -118,11 +116,11 @@ def test_nobody_starves(
     """While one job waits, others come without end, and what runs ends in the order it began. It gets its turn: once
     those have ended that ran when it came, its tenant's share is free, and once as many more have, its room is."""
     assume(why_never(first, nodes, limits.of("x")) is None)
-    patient = WaitingJob("0000", "x", JobState.QUEUED, NOW, 1, 0, None, first)
+    patient = WaitingJob("0000", "x", JobState.QUEUED, 1, 0, None, first)
     ids = (f"{number:04}" for number in itertools.count(1))
 
     def others() -> list[WaitingJob]:
-        return [WaitingJob(next(ids), tenant, JobState.QUEUED, NOW, 1, 0, None, asked) for tenant, asked in stream]
+        return [WaitingJob(next(ids), tenant, JobState.QUEUED, 1, 0, None, asked) for tenant, asked in stream]
 
     runs = [job for job, _ in plan_queue(others(), (), nodes, limits, NOW)]
     num_ended, most = 0, len(runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -153,10 +154,20 @@ def test_stopped_by_somebody_else() -> None:
 
 
 def test_stopped_by_us_who_were_killed_before_we_could_say_so() -> None:
-    move = the_move(decided(live(JobState.RUNNING), Phase.STOPPED, silent_s=61))
-    assert (move.new, move.reason) == (JobState.FAILED, Reason.HEARTBEAT_LOST)
-    move = the_move(decided(live(JobState.STARTING), Phase.STOPPED, silent_s=61))
-    assert (move.new, move.reason) == (JobState.FAILED, Reason.STOPPED_OUTSIDE)
+    job = live(JobState.RUNNING)
+    job = replace(job, attempt=replace(job.attempt, reason=Reason.HEARTBEAT_LOST, message="silent for long"))
+    assert decided(job, Phase.STOPPED) == (Move(JobState.FAILED, Reason.HEARTBEAT_LOST, "silent for long"),)
+
+
+def test_an_attempt_that_ray_does_not_take_is_given_up_after_a_while() -> None:
+    waits = live(JobState.STARTING, submitted_s=None, beat_s=None)
+    assert decided(waits, None, silent_s=900) == (Launch(),)
+    lost, stop = decided(waits, None, silent_s=901)
+    assert isinstance(lost, Move)
+    assert (lost.new, lost.reason, stop) == (JobState.RECOVERING, Reason.SUBMIT_FAILED, Stop(1))
+    last, stop = decided(live(JobState.STARTING, submitted_s=None, beat_s=None, num_failures=3), None, silent_s=901)
+    assert isinstance(last, Move)
+    assert (last.new, last.reason, stop) == (JobState.FAILED, Reason.SUBMIT_FAILED, Stop(1))
 
 
 def test_an_attempt_that_stopped_by_itself_is_resumed() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service.cluster.launcher import Node
-from service.control.machines import Machines, Patience
-from service.control.queue import Limits, give_up, is_full, plan_queue, refuse
+from service.control.machines import Machines
+from service.control.queue import Limits, has_room, plan_queue, refuse, stranded
 from service.jobs.ids import new_id
 from service.jobs.records import AttemptRecord, JobRecord, LiveJob, TenantLimits, WaitingJob
 from service.jobs.states import JobState, Reason
@@ -17,7 +17,6 @@ from trainer.spec import JobSpec, ResourcesSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NO_LIMITS = Limits(TenantLimits())
-AT_ONCE = Patience()
 
 
 def asking(
@@ -27,12 +26,11 @@ def asking(
     tenant: str = "default",
     priority: int = 0,
     state: JobState = JobState.QUEUED,
-    since: datetime = NOW,
     not_before: datetime | None = None,
     **resources: Any,
 ) -> WaitingJob:
     asked = ResourcesSpec(num_workers=num_workers, **resources)
-    return WaitingJob(identity, tenant, state, since, 1, priority, not_before, asked)
+    return WaitingJob(identity, tenant, state, 1, priority, not_before, asked)
 
 
 def running(num_workers: int, *, tenant: str = "default", state: JobState = JobState.RUNNING, gpus: int = 0) -> LiveJob:
@@ -71,9 +69,9 @@ def test_the_oldest_that_fit_start() -> None:
 
 
 def test_a_full_cluster_has_no_room() -> None:
-    assert not is_full((running(1),), [Node(1, 0), Node(0.5, 0)])
-    assert is_full((running(1), running(1)), [Node(1, 0), Node(1, 4)])
-    assert not is_full((), []), "an empty one is too small, which is to be told"
+    assert has_room((running(1),), [Node(1, 0), Node(0.5, 0)])
+    assert not has_room((running(1), running(1)), [Node(1, 0), Node(1, 4)])
+    assert not has_room((), [])
 
 
 def test_priority_goes_before_age() -> None:
@@ -130,11 +128,11 @@ def test_within_a_tenants_share_too_who_waits_keeps_its_place() -> None:
 
 def test_a_worker_does_not_span_machines() -> None:
     wide = asking("a", 1, cpus_per_worker=3)
-    [(_, move)] = refuse([wide], [Node(2, 0), Node(2, 0)], NO_LIMITS, AT_ONCE)
+    [(_, move)] = refuse([wide], [Node(2, 0), Node(2, 0)], NO_LIMITS)
     assert (move.new, move.reason) == (JobState.FAILED, Reason.NEVER_FITS)
     assert "cpus_per_worker 3" in (move.message or "")
     assert started([wide], Node(2, 0), Node(2, 0)) == ""
-    assert refuse([wide], [Node(2, 0), Node(3, 0)], NO_LIMITS, AT_ONCE) == []
+    assert refuse([wide], [Node(2, 0), Node(3, 0)], NO_LIMITS) == []
     assert started([wide], Node(2, 0), Node(3, 0)) == "a"
 
 
@@ -143,41 +141,38 @@ def test_what_never_fits_keeps_nobody_waiting() -> None:
 
 
 def test_gpus_that_are_not_there() -> None:
-    [(_, move)] = refuse([asking("a", 1, gpus_per_worker=1)], [Node(8, 0)], NO_LIMITS, AT_ONCE)
+    [(_, move)] = refuse([asking("a", 1, gpus_per_worker=1)], [Node(8, 0)], NO_LIMITS)
     assert move.reason is Reason.NEVER_FITS
 
 
 def test_more_workers_than_its_tenant_may_have() -> None:
     limits = Limits(TenantLimits(), {"x": TenantLimits(max_workers=2)})
-    [(job, move)] = refuse([asking("a", 3, tenant="x"), asking("b", 3, tenant="y")], [Node(8, 0)], limits, AT_ONCE)
+    [(job, move)] = refuse([asking("a", 3, tenant="x"), asking("b", 3, tenant="y")], [Node(8, 0)], limits)
     assert (job.id, move.new, move.reason) == ("a", JobState.FAILED, Reason.NEVER_FITS)
     assert "num_workers 3" in (move.message or "")
     assert "2 workers" in (move.message or "")
 
 
-def test_a_job_that_recovers_waits_for_the_cluster_to_come_back_but_not_for_ever() -> None:
-    recovers = [asking("a", 4, state=JobState.RECOVERING)]
-    for nodes in ([Node(2, 0)], []):
-        assert started(recovers, *nodes) == ""
-        assert refuse(recovers, nodes, NO_LIMITS, Patience(recovering_before=NOW)) == []
-        late = Patience(recovering_before=NOW + timedelta(seconds=1))
-        [(_, move)] = refuse(recovers, nodes, NO_LIMITS, late)
-        assert (move.new, move.reason) == (JobState.FAILED, Reason.NEVER_FITS)
-        assert ("no machine" in (move.message or "")) == (not nodes)
-        assert refuse(recovers, [Node(4, 0)], NO_LIMITS, late) == []
+def test_a_job_that_recovers_waits_for_the_cluster_to_come_back() -> None:
+    recovers = [asking("a", 4, state=JobState.RECOVERING), asking("b", 1, state=JobState.RECOVERING)]
+    assert refuse(recovers, [Node(2, 0)], NO_LIMITS) == []
+    assert started(recovers, Node(2, 0)) == "b"
 
 
-def test_a_job_that_recovers_waits_for_a_head_but_not_for_ever() -> None:
-    jobs = [asking("a", 1), asking("b", 1, state=JobState.RECOVERING)]
-    later = NOW + timedelta(seconds=1)
-    assert give_up(jobs, silent_since=NOW, before=NOW) == []
-    assert give_up(jobs, silent_since=later, before=later) == []
-    [(job, move)] = give_up(jobs, silent_since=NOW, before=later)
-    assert (job.id, move.new, move.reason) == ("b", JobState.FAILED, Reason.HEAD_LOST)
+def test_jobs_that_recover_and_have_no_place() -> None:
+    recovers = [asking("a", 4, state=JobState.RECOVERING), asking("b", 1, state=JobState.RECOVERING)]
+    found = stranded(recovers, [Node(2, 0)], NO_LIMITS)
+    assert {job: (move.new, move.reason) for job, move in found.items()} == {"a": (JobState.FAILED, Reason.NEVER_FITS)}
+    assert "no machine" in (stranded(recovers, [], NO_LIMITS)["b"].message or "")
+    lowered = Limits(TenantLimits(max_workers=3))
+    assert "3 workers" in (stranded(recovers, [Node(4, 0)], lowered)["a"].message or "")
+    assert stranded(recovers, [Node(4, 0)], NO_LIMITS) == {}
+    away = stranded(recovers, None, NO_LIMITS)
+    assert {job: move.reason for job, move in away.items()} == dict.fromkeys("ab", Reason.HEAD_LOST)
 
 
 def test_a_head_without_machines_decides_nothing() -> None:
-    assert refuse([asking("a", 1)], [], NO_LIMITS, AT_ONCE) == []
+    assert refuse([asking("a", 1)], [], NO_LIMITS) == []
     assert started([asking("a", 1)]) == ""
 
 
@@ -188,22 +183,29 @@ def at(seconds: float) -> datetime:
 def test_a_machine_that_is_missed_is_waited_for() -> None:
     machines = Machines()
 
-    def patience(seconds: float, *nodes: Node) -> Patience:
-        return machines.patience(nodes, NOW, at(seconds), queued_s=10, recovering_s=100)
+    def judged_from(seconds: float, *nodes: Node) -> str:
+        return machines.judged_from(nodes, NOW, at(seconds), patience_s=10)
 
     two = (Node(1, 0), Node(2, 0))
-    assert patience(1, *two).judged_from == new_id(NOW, 0), "what was before nobody knows"
-    assert patience(11, *reversed(two)).judged_from == "", "the same machines, for long"
-    assert patience(20, Node(1, 0)).judged_from == new_id(at(20), 0)
-    assert patience(30, Node(1, 0)).judged_from == new_id(at(20), 0)
-    assert patience(31, Node(1, 0)).judged_from == ""
-    assert patience(120, Node(1, 0)).recovering_before < NOW
-    assert patience(121, Node(1, 0)).recovering_before == at(21)
-    assert patience(122, *two).recovering_before < NOW
+    assert judged_from(1, *two) == new_id(NOW, 0), "what was before nobody knows"
+    assert judged_from(11, *reversed(two)) == "", "the same machines, for long"
+    assert judged_from(12, Node(1, 0)) == new_id(at(11), 0)
+    assert judged_from(21, Node(1, 0)) == new_id(at(11), 0)
+    assert judged_from(22, Node(1, 0)) == ""
+    assert judged_from(99, *two) == "", "it changed after 22, and nobody waited then"
 
 
-def test_a_cluster_is_silent_since_it_last_answered() -> None:
+def test_a_job_is_stranded_for_as_long_as_each_look_says_so() -> None:
     machines = Machines()
-    assert machines.silent(at(1)) == machines.silent(at(2)) == at(1)
-    machines.patience([], NOW, at(3), queued_s=10, recovering_s=100)
-    assert machines.silent(at(4)) == at(4)
+
+    def late(seconds: float, *jobs: str, since: datetime = NOW) -> list[str]:
+        return machines.stranded_for(jobs, since, at(seconds), patience_s=10)
+
+    assert late(0, "a") == []
+    assert late(5, "a", "b") == []
+    assert late(11, "a", "b") == ["a"]
+    assert late(12, "b") == []
+    assert late(13, "a", "b") == [], "it had a place in between"
+    assert late(16, "a", "b", since=at(15)) == [], "what was before we looked nobody knows"
+    assert late(25, "a", "b", since=at(15)) == []
+    assert late(26, "a", "b", since=at(15)) == ["a", "b"]
