@@ -19,7 +19,7 @@ class StudyLinks(View):
 
     self: str
     jobs: str
-    """Its jobs, as a page of full ones."""
+    """All its jobs, as a page of full ones: also those that were retried, whose places others have taken."""
     comparison: str
 
 

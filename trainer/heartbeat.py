@@ -17,7 +17,7 @@ import httpx
 from pydantic import ValidationError
 
 from trainer.replica_process import MlflowRun
-from trainer.run_schema import EpochSummary, Heartbeat, HeartbeatReply, Progress
+from trainer.run_schema import PROBLEM_JSON, EpochSummary, Heartbeat, HeartbeatReply, Progress
 from trainer.supervisor import Order
 
 INTERVAL_S = 1.0
@@ -25,7 +25,7 @@ LEASE_S = 600.0
 TIMEOUT_S = 5.0
 MAX_EPOCHS = 200
 """Finished epochs in one heartbeat: a run of thousands that is taken up again tells them in several, none too large."""
-FENCED_STATUSES: Final = frozenset({401, 403, 404, 409})
+FENCED_STATUSES: Final = frozenset({401, 404, 409})
 """Answers that mean: this attempt is no longer the current one."""
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,13 @@ class HeartbeatSupervisor:
     ) -> None:
         self._url, self._mlflow_run = url, mlflow_run
         self._interval_s, self._lease_s = interval_s, lease_s
-        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S, trust_env=False)
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._unacknowledged: list[EpochSummary] = []
         self._closing, self._due = threading.Event(), threading.Event()
         self._order: Order = "continue"
+        self._is_told = False
         self._answered_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="hush-heartbeat", daemon=True)
 
@@ -110,7 +111,7 @@ class HeartbeatSupervisor:
         )
         reply = self._send(beat)
         if reply is not None:
-            self._answered_s = time.monotonic()
+            self._answered_s, self._is_told = time.monotonic(), False
             with self._lock:
                 del self._unacknowledged[: len(summaries)]
             self._heed(reply.action)
@@ -128,12 +129,20 @@ class HeartbeatSupervisor:
         headers = {"Content-Type": "application/json"}
         try:
             response = self._client.post(self._url, content=beat.model_dump_json(), headers=headers)
-            if response.status_code in FENCED_STATUSES:
+            if _is_fenced_off(response):
                 if self._order != "abort":
                     log.warning("stopping: the service answered %d, this attempt is over", response.status_code)
                 return HeartbeatReply(action="abort")
             response.raise_for_status()
             return HeartbeatReply.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError) as error:
-            log.debug("heartbeat not delivered: %s", error)
+            level = logging.DEBUG if self._is_told else logging.WARNING  # once is enough until one is delivered
+            log.log(level, "heartbeat not delivered, and tried again: %s", error)
+            self._is_told = True
             return None
+
+
+def _is_fenced_off(response: httpx.Response) -> bool:
+    """Whether it is the service that refuses the attempt, and not some proxy before a service that is away."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    return response.status_code in FENCED_STATUSES and kind == PROBLEM_JSON

@@ -133,6 +133,10 @@ class Heartbeat(Schema):
     mlflow_experiment_id: MlflowId | None = None
 
 
+PROBLEM_JSON = "application/problem+json"
+"""What the service's errors are (RFC 9457), and those of what may stand before it are not."""
+
+
 class HeartbeatReply(Schema):
     """Service -> rank 0: go on, or end at the next step."""
 

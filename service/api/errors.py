@@ -26,10 +26,10 @@ from starlette.routing import Match
 
 from service.schemas import FieldProblem, Problem
 from service.telemetry.requests import REQUEST_ID
+from trainer.run_schema import PROBLEM_JSON
 from trainer.spec import JobSpec
 from trainer.spec_errors import SpecError, field_errors
 
-PROBLEM_JSON = "application/problem+json"
 DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
 """What SQLAlchemy raises when the database does not answer."""
 DATABASE_RETRY_S = 2

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.api.errors import PROBLEM_JSON
 from service.schemas import Problem
+from trainer.run_schema import PROBLEM_JSON
 
 _SCHEMA_REF = "#/components/schemas/{model}"
 _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")

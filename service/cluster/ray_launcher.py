@@ -124,7 +124,7 @@ class RayLauncher:
         return DriverStatus(Phase(info.status), info.message)
 
     def stop(self, submission_id: str) -> None:
-        """Ask a driver to end (SIGTERM), and kill it three seconds later."""
+        """Ask a driver to end (SIGTERM), and kill it three seconds later, or RAY_JOB_STOP_WAIT_TIME_S of the head."""
         response = self._call("POST", f"/api/jobs/{submission_id}/stop")
         if response.status_code != httpx.codes.NOT_FOUND and not response.is_success:
             raise AnswerUnusableError(f"Ray could not stop the attempt now: {_shortened(response.text)}")

@@ -6,6 +6,7 @@ through the lease's end changes nothing any more; what it may still hand to the 
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timedelta
 
 from service.jobs.records import Fence
@@ -22,6 +23,7 @@ class Leadership:
         self._leases, self._holder, self._ttl_s = leases, holder, ttl_s
         self._fence: Fence | None = None
         self._renewed_at: datetime | None = None
+        self._lock = threading.Lock()
 
     @property
     def is_held(self) -> bool:
@@ -30,22 +32,30 @@ class Leadership:
 
     def claim(self, now: datetime) -> Fence | None:
         """Take the lease, or renew it when a third of its time is over; None while another process leads."""
-        if self._fence is None or not self._is_fresh(now):
-            self._fence = None  # should the database not answer, nobody knows who leads
-            self._fence = self._leases.acquire(LEASE, self._holder, now, self._ttl_s)
-            self._renewed_at = now
-        return self._fence
+        with self._lock:
+            if self._fence is None or not self._is_fresh(now):
+                self._fence = None  # should the database not answer, nobody knows who leads
+                self._fence = self._leases.acquire(LEASE, self._holder, now, self._ttl_s)
+                self._renewed_at = now
+            return self._fence
+
+    @property
+    def renew_every_s(self) -> float:
+        """How often a lease that is held has to be renewed."""
+        return self._ttl_s / 3
 
     def lose(self) -> None:
         """A write was refused: another process leads by now."""
-        self._fence = None
+        with self._lock:
+            self._fence = None
 
     def release(self, now: datetime) -> None:
         """Let another process lead at once."""
-        if self._fence is not None:
-            self._leases.release(self._fence, now)
-            self._fence = None
+        with self._lock:
+            if self._fence is not None:
+                self._leases.release(self._fence, now)
+                self._fence = None
 
     def _is_fresh(self, now: datetime) -> bool:
         renewed_at = self._renewed_at
-        return renewed_at is not None and renewed_at <= now < renewed_at + timedelta(seconds=self._ttl_s / 3)
+        return renewed_at is not None and renewed_at <= now < renewed_at + timedelta(seconds=self.renew_every_s)

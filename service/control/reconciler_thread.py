@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from service.control.leadership import Leadership
 from service.control.reconciler import Watch, World, reconcile_once
@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 
 MIN_GAP_S = 5.0
 """A gap between two looks that is shorter than this is none, however little patience is asked for."""
+
+MAX_LOOK_S = 600.0
+"""The lease is kept for a look no longer than this: one that hangs must not keep others from taking over."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,14 @@ class Reconciler:
         self._attention: Attention | None = None
         self._last_look = time.monotonic()
         self._look_s = 0.0
+        self._looking_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_lease, name="lease", daemon=True)
 
     def start(self) -> None:
         """Begin to look after the jobs."""
         self._thread.start()
+        self._keeper.start()
 
     def wake(self) -> None:
         """Have it look at once, if it leads."""
@@ -84,11 +90,28 @@ class Reconciler:
             return
         max_gap_s = max(MIN_GAP_S, self._world.policy.lost_after_s / 2)
         self._attention = attentive(self._attention, now, max_gap_s)
+        self._looking_since = began = time.monotonic()
         try:
             reconcile_once(now, Watch(fence, self._attention.since), self._world)
         except LeaseLostError:
             logger.warning("another process looks after the jobs by now; this one was too slow")
             self._leadership.lose()
+        finally:
+            self._looking_since = None
+            heard_until = now + timedelta(seconds=time.monotonic() - began)  # heartbeats came in all the while
+            self._attention = replace(self._attention, last=heard_until)
+
+    def _keep_lease(self) -> None:
+        """A look may take longer than the lease lasts: Ray is slow, or gigabytes are held against their checksums.
+        Without the lease its writes would be refused, and then those of whoever took over, for the same reason."""
+        while not self._stopping.wait(self._leadership.renew_every_s):
+            since = self._looking_since
+            if since is None or time.monotonic() - since > MAX_LOOK_S or not self.is_leader:
+                continue
+            try:
+                self._leadership.claim(datetime.now(UTC))
+            except Exception:
+                logger.exception("the lease could not be renewed amid a look")
 
     def _run(self) -> None:
         while not self._stopping.is_set():

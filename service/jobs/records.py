@@ -183,6 +183,10 @@ class LeaseLostError(Exception):
     """Another process holds the lease by now; nothing was changed."""
 
 
+class PlaceTakenError(Exception):
+    """Another job holds the place in the study: its id is the argument."""
+
+
 class IdempotencyConflictError(Exception):
     """The idempotency key was used before, for something else: its id is the argument."""
 

@@ -20,6 +20,7 @@ from service.jobs.records import (
     JobRecord,
     LiveJob,
     OverdueJob,
+    PlaceTakenError,
     StaleTransitionError,
     Submission,
     TenantLimits,
@@ -54,6 +55,7 @@ from service.store.writes import (
     move,
     store_epochs,
     store_progress,
+    take_place,
     update_attempt,
 )
 from trainer.run_schema import Heartbeat, HeartbeatReply
@@ -102,12 +104,16 @@ class Store:
             return None if job_id is None else get_job(connection, job_id)
 
     def submit(self, submission: Submission, now: datetime, key: str | None = None) -> tuple[JobRecord, bool]:
-        """Store a new job with its first attempt, once for each idempotency key; says whether it is new."""
+        """Store a new job with its first attempt, once for each idempotency key; says whether it is new.
+
+        IdempotencyConflictError, or PlaceTakenError if another job was faster to retry the same one of a study.
+        """
         tenant, digest = submission.tenant, submission_digest(submission)
         try:
             with self._writing.begin() as connection:
                 if key is not None and (known := find_key(connection, tenant, key, digest)):
                     return get_job(connection, known), False
+                take_place(connection, submission)
                 job_id = insert_job(connection, submission, now)
                 if key is not None:
                     insert_key(connection, tenant, key, digest, subject_id=job_id, now=now)
@@ -115,7 +121,7 @@ class Store:
                 failpoint(Failpoint.SUBMIT_BEFORE_COMMIT)
             failpoint(Failpoint.SUBMIT_AFTER_COMMIT)
             return submitted, True
-        except IntegrityError:
+        except (IntegrityError, PlaceTakenError):
             # PostgreSQL only: another request stored the same key between our look and our insert.
             if key is not None and (known_job := self.find_submitted(key, submission)):
                 return known_job, False

@@ -199,7 +199,7 @@ def _current(study_ids: Collection[str]) -> Select[tuple[str]]:
 
 
 def _told(study_id: str, epochs: Collection[int]) -> tuple[ColumnElement[bool], ...]:
-    return jobs.c.study_id == study_id, job_events.c.epoch.in_(epochs)
+    return jobs.c.id.in_(_current([study_id])), job_events.c.epoch.in_(epochs)
 
 
 _EVENTS_OF_JOBS = jobs.join(job_events, jobs.c.id == job_events.c.job_id)

@@ -23,6 +23,7 @@ from service.jobs.records import (
     IdempotencyConflictError,
     JobRecord,
     LeaseLostError,
+    PlaceTakenError,
     StaleTransitionError,
     Submission,
     Transition,
@@ -30,7 +31,16 @@ from service.jobs.records import (
     job_record,
 )
 from service.jobs.states import TERMINAL_STATES, JobState, Reason, may_become
-from service.store.tables import attempts, idempotency_keys, job_events, jobs, leases, webhook_deliveries, webhooks
+from service.store.tables import (
+    attempts,
+    idempotency_keys,
+    job_events,
+    jobs,
+    leases,
+    studies,
+    webhook_deliveries,
+    webhooks,
+)
 from trainer.run_schema import EpochSummary, Heartbeat, Progress
 
 
@@ -117,6 +127,20 @@ def insert_job(connection: Connection, submission: Submission, now: datetime, jo
     _insert_attempt(connection, job_id, 1, now)
     insert_state_event(connection, Transition(job_id, 1, JobState.QUEUED, JobState.QUEUED, reason), now)
     return job_id
+
+
+def take_place(connection: Connection, submission: Submission) -> None:
+    """Before a job of a study is retried: PlaceTakenError if another has done so and holds its place.
+
+    Nobody else retries one of that study before this transaction ends.
+    """
+    if submission.study_id is None or submission.retry_of is None:
+        return
+    connection.execute(select(studies.c.id).where(studies.c.id == submission.study_id).with_for_update())
+    place = (jobs.c.study_id == submission.study_id, jobs.c.study_index == submission.study_index)
+    holder = connection.execute(select(func.max(jobs.c.id)).where(*place)).scalar_one()
+    if holder != submission.retry_of:
+        raise PlaceTakenError(holder)
 
 
 def insert_state_event(connection: Connection, change: Transition, now: datetime) -> None:

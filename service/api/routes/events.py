@@ -40,9 +40,9 @@ MESSAGE_SCHEMA: dict[str, object] = {
 """One message of a stream, as OpenAPI describes it."""
 
 _STREAM_DOC = """\
-A stream that ends after the job has ended. Messages: `event: state` and `event: epoch` with an id and an EventView;
-`event: progress` without id, a Progress, when it changes; `event: end`, the JobView, last. A client that was cut off
-sends `Last-Event-ID` and misses nothing."""
+A stream that ends after the job has ended, or with the token it is read with. Messages: `event: state` and
+`event: epoch` with an id and an EventView; `event: progress` without id, a Progress, when it changes; `event: end`, the
+JobView, last. A client that was cut off sends `Last-Event-ID` and misses nothing."""
 
 
 @router.get(

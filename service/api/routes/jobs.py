@@ -13,9 +13,10 @@ from service.api.auth import InPrincipal
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
 from service.api.views import attempt_view, job_path, job_view
-from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord, Submission
+from service.jobs.records import IdempotencyConflictError, JobFilter, JobRecord, PlaceTakenError, Submission
 from service.jobs.states import TERMINAL_STATES, JobState
 from service.schemas import AttemptList, CancelRequest, JobPage, JobView
+from service.studies.states import EARLY_STOPPED
 from trainer.spec import JobSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -143,12 +144,16 @@ def retry_job(job: KnownJob, context: InContext, response: Response, idempotency
     """Submit the spec of a job that is FAILED or CANCELLED again, as a new job that goes on from its last checkpoint.
 
     The old job stays as it is. The new one has all its attempts and its whole deadline before it, and takes the old
-    one's place in its study.
+    one's place in its study; not that of one that early stopping has ended, which would be stopped again.
     """
     if job.state not in {JobState.FAILED, JobState.CANCELLED}:
         detail = f"The job is {job.state}; a job can be retried that is FAILED or CANCELLED."
         raise ProblemError(HTTPStatus.CONFLICT, detail)
-    again = Submission(job.tenant, job.spec, job.study_id, job.study_index, retry_of=job.id)
-    retried = _submit(again, context, idempotency_key)
+    of_study = (None, None) if (job.state, job.reason) == EARLY_STOPPED else (job.study_id, job.study_index)
+    try:
+        retried = _submit(Submission(job.tenant, job.spec, *of_study, retry_of=job.id), context, idempotency_key)
+    except PlaceTakenError as error:
+        detail = f"The job's place in its study is that of job {error}, which retried it: retry that one."
+        raise ProblemError(HTTPStatus.CONFLICT, detail) from None
     response.headers["Location"] = job_path(retried.id)
     return job_view(retried, context.settings.mlflow_uri)

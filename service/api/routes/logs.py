@@ -34,9 +34,9 @@ ASK_S = 1.0
 """Seconds between two questions to the database, whether its job has ended or gone on to another attempt."""
 
 _STREAM_DOC = """\
-One log as it grows, of the current attempt and of those that follow it, until the job has ended. Messages:
-`event: log`, a LogPiece, with an id; `event: end`, the JobView, last. A client that was cut off sends the same request
-with `Last-Event-ID` and goes on at the very byte."""
+One log as it grows, of the current attempt and of those that follow it, until the job has ended, or the
+token it is read with. Messages: `event: log`, a LogPiece, with an id; `event: end`, the JobView, last. A client that
+was cut off sends the same request with `Last-Event-ID` and goes on at the very byte."""
 
 Attempt = Annotated[int, Path(ge=1, le=2**31 - 1, description="Number of an attempt, from 1.")]
 Name = Annotated[str, Path(pattern=LOG_NAME, description="`driver`, or a rank: `rank_0000`.")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,17 @@ from service.store.database import open_engine
 from service.store.leases import Leases
 from service.store.store import Store
 from service.store.studies import Studies
-from trainer.run_schema import ATTEMPT_FILE, RESULT_FILE, AttemptContext, AttemptResult, Heartbeat, Progress
+from trainer.run_schema import (
+    ATTEMPT_FILE,
+    EPOCH_END_METRIC,
+    JOURNAL_FILE,
+    RESULT_FILE,
+    AttemptContext,
+    AttemptResult,
+    Heartbeat,
+    JournalEntry,
+    Progress,
+)
 from trainer.spec import FaultToleranceSpec, JobSpec, ResourcesSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -101,12 +112,12 @@ class Replicas:
         self._engines: list[Engine] = []
         self.store = Store(self._engine())
 
-    def add(self, name: str, interval_s: float = 0.01) -> Reconciler:
+    def add(self, name: str, interval_s: float = 0.01, ttl_s: float = TTL_S) -> Reconciler:
         engine = self._engine()
         folders = AttemptFolders(self._folder, "http://hush", None)
         early_stop = EarlyStopper(Studies(engine))
         world = World(Store(engine), self.cluster, folders, POLICY, TenantLimits(), early_stop)
-        return Reconciler(world, Leadership(Leases(engine), name, TTL_S), interval_s)
+        return Reconciler(world, Leadership(Leases(engine), name, ttl_s), interval_s)
 
     def submit(self, now: datetime = NOW, spec: JobSpec = SPEC) -> JobRecord:
         return self.store.submit(Submission("default", spec), now)[0]
@@ -193,6 +204,28 @@ def test_a_cluster_that_is_away_is_asked_once_a_look(replicas: Replicas) -> None
     assert replicas.state(waiting) is JobState.QUEUED
 
 
+def test_the_lease_is_kept_through_a_look_that_outlasts_it(replicas: Replicas) -> None:
+    slow, other = (replicas.add(name, ttl_s=3) for name in ("slow", "other"))
+    looks, go_on = threading.Event(), threading.Event()
+
+    def dawdle() -> None:
+        looks.set()
+        go_on.wait(60)
+
+    replicas.cluster.before_nodes = dawdle
+    job = replicas.submit(datetime.now(UTC))
+    slow.start()
+    try:
+        assert looks.wait(30)
+        time.sleep(4)
+        other.look(datetime.now(UTC))
+        assert (slow.is_leader, other.is_leader) == (True, False)
+    finally:
+        go_on.set()
+        slow.stop()
+    assert replicas.state(job) is JobState.STARTING
+
+
 def test_one_attempt_that_cannot_be_asked_about_keeps_nobody_waiting(replicas: Replicas) -> None:
     leader = replicas.add("leader")
     replicas.submit(later(-1))
@@ -242,12 +275,17 @@ def test_jobs_that_wait_outlast_a_machine_that_is_away_for_a_while(replicas: Rep
     assert replicas.state(waiting) is JobState.FAILED, "it has not come back"
 
 
-def test_a_job_that_recovers_outlasts_a_cluster_that_is_away_but_not_for_ever(replicas: Replicas) -> None:
+def test_a_job_that_recovers_outlasts_a_cluster_that_is_away_but_not_for_ever(
+    replicas: Replicas, tmp_path: Path
+) -> None:
     leader = replicas.add("leader")
     replicas.cluster.machines = [Node(4, 0)]
     wide, narrow = (SPEC.model_copy(update={"resources": ResourcesSpec(num_workers=n)}) for n in (4, 1))
     jobs = [replicas.submit(later(-1), wide)]
     leader.look(NOW)
+    entry = JournalEntry(time_ms=0, step=8, epoch=1, metrics={EPOCH_END_METRIC: 1.0, "train/loss": 0.5})
+    journal = tmp_path / "storage" / "jobs" / jobs[0].id / "attempt-1" / JOURNAL_FILE
+    journal.write_text(f"{entry.model_dump_json()}\n")  # of which no heartbeat told
     replicas.cluster.machines, replicas.cluster.answers = [Node(2, 0)], False
     for seconds in range(10, 101, 10):
         leader.look(later(seconds))
@@ -265,6 +303,9 @@ def test_a_job_that_recovers_outlasts_a_cluster_that_is_away_but_not_for_ever(re
     assert (failed.state, failed.reason) == (JobState.FAILED, Reason.HEAD_LOST)
     assert waits.state is JobState.RECOVERING, "not for an hour yet"
     assert "Ray does not answer" in (failed.message or "")
+    told = replicas.store.follow(failed.id, 0, 100)
+    assert told is not None
+    assert [event.epoch.metrics["train/loss"] for event in told[1] if event.epoch is not None] == [0.5]
 
 
 def beat(replicas: Replicas, folder: Path, job: JobRecord) -> None:

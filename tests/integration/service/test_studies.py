@@ -196,6 +196,9 @@ def test_a_job_that_is_retried_takes_its_place_in_the_study(service: RunningServ
     [point] = compare(service, study).points
     assert point.job_ids == [job.id for job in now.jobs]
     assert len(service.client.get(study.links.jobs).json()["items"]) == 3, "the old one is kept"
+    again = service.client.post(f"{old.jobs[1].self}/retry")
+    assert again.status_code == 409
+    assert retried["id"] in again.json()["detail"]
     service.client.post(f"{study.links.self}/cancel")
     assert wait_until_ended(service, study).jobs_by_state == {"CANCELLED": 2}
 
@@ -236,6 +239,8 @@ def test_hopeless_jobs_are_stopped_early(tmp_path: Path, manifest: Path, launche
         study = create(service, body)
         ended = wait_until_ended(service, study, timeout_s=120)
         found = compare(service, study)
+        again = service.client.post(f"{ended.jobs[1].self}/retry").json()
+        assert again["study_id"] is None, "it would be stopped again"
     assert ended.state == "SUCCEEDED"
     assert ended.jobs[0].state == "SUCCEEDED"
     stopped = [job.index for job in ended.jobs if (job.state, job.reason) == ("CANCELLED", "early_stopped")]

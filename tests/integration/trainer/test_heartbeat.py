@@ -10,7 +10,7 @@ import pytest
 
 from trainer.heartbeat import MAX_EPOCHS, HeartbeatSupervisor
 from trainer.replica_process import MlflowRun
-from trainer.run_schema import EpochSummary, Heartbeat, Progress
+from trainer.run_schema import PROBLEM_JSON, EpochSummary, Heartbeat, Progress
 
 PROGRESS = Progress(phase="training", epoch=1, num_epochs=2, step=3, num_steps=8)
 
@@ -24,7 +24,7 @@ class Service(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.beats: list[Heartbeat] = []
         self.authorizations: set[str | None] = set()
-        self.status, self.action = 200, "continue"
+        self.status, self.action, self.kind = 200, "continue", PROBLEM_JSON
 
     @property
     def url(self) -> str:
@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         reply = json.dumps({"action": self.server.action}).encode()
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(reply)))
+        self.send_header("Content-Type", f"{self.server.kind}; charset=utf-8")
         self.end_headers()
         self.wfile.write(reply)
 
@@ -101,6 +102,22 @@ def test_ends_when_told_or_fenced_off(service: Service, status: int, action: str
         supervisor.progress(PROGRESS)
         wait_until(lambda: supervisor.order != "continue")
     assert supervisor.order == order
+
+
+def test_what_a_proxy_answers_ends_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    service.status, service.kind = 404, "text/html"
+    with HeartbeatSupervisor(service.url, "secret", interval_s=0.02) as supervisor:
+        supervisor.progress(PROGRESS)
+        wait_until(lambda: len(service.beats) > 3)
+        assert supervisor.order == "continue"
+    assert sum("404" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
+
+
+def test_no_proxy_stands_between_it_and_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with HeartbeatSupervisor(service.url, "secret", interval_s=0.02) as supervisor:
+        supervisor.progress(PROGRESS)
+        wait_until(lambda: len(service.beats) > 0)
 
 
 def test_stops_when_the_lease_is_lost() -> None:
