@@ -158,12 +158,14 @@ def _decide_cancelling(live: LiveJob, seen: Seen, now: datetime, policy: Policy)
     number, stopped = live.attempt.number, _stopped(live.job)
     if seen.driver is None and seen.silent_s <= policy.lost_after_s:
         return ()
-    if lives(seen.driver):
-        return () if _may_finish(live, seen, now, policy) else (Stop(number),)
     if seen.outcome == "succeeded":
-        return (Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE, "It had ended before the stop reached it."),)
+        stopped = Move(JobState.SUCCEEDED, Reason.RESULT_COMPLETE, "It had ended before the stop reached it.")
+    if lives(seen.driver):
+        if seen.outcome is not None:  # all it had is published, and its exit need not be waited for
+            return Stop(number), stopped
+        return () if _may_finish(live, seen, now, policy) else (Stop(number),)
     if seen.driver is not None and number > 1 and live.attempt.submitted_at is None:
-        return (Stop(number - 1), stopped)  # it was recovering: the driver before may live yet
+        return Stop(number - 1), stopped  # it was recovering: the driver before may live yet
     return (stopped,)
 
 

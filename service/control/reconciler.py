@@ -187,7 +187,8 @@ class _Look:
         policy = self._world.policy
         silent_s = silence_s(live, self._now, self._watch.listening_since)
         age_s = None if written_at is None else self._now.timestamp() - written_at
-        lingers = lives(driver) and age_s is not None and age_s > policy.linger_s
+        is_awaited = live.job.state is JobState.CANCELLING  # whoever has asked for that waits
+        lingers = lives(driver) and age_s is not None and (is_awaited or age_s > policy.linger_s)
         if (driver is None or lives(driver)) and not lingers and silent_s <= policy.lost_after_s:
             return Seen(driver, silent_s)
         folder = self._world.folders.path(live.job.id, live.attempt.number)

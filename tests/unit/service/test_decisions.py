@@ -236,6 +236,16 @@ def test_cancelling_waits_for_the_attempt_and_then_ends_it() -> None:
     assert decided(live(JobState.CANCELLING, since_s=1, beat_s=None), Phase.PENDING) == (Stop(1),)
 
 
+def test_an_attempt_that_was_asked_to_stop_and_has_published_its_result_is_not_waited_for() -> None:
+    asked = live(JobState.CANCELLING, since_s=1)
+    cancelled = Move(JobState.CANCELLED, Reason.USER_CANCELLED)
+    assert decided(asked, Phase.RUNNING, outcome="stopped", result_age_s=0.1) == (Stop(1), cancelled)
+    stop, move = decided(asked, Phase.RUNNING, outcome="succeeded", result_age_s=0.1)
+    assert stop == Stop(1)
+    assert isinstance(move, Move)
+    assert move.new is JobState.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     ("phase", "since_s", "beat_s", "waits"),
     [
