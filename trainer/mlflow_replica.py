@@ -112,9 +112,13 @@ class Replica:
         self._client.set_terminated(self._connected_run(), status=_status(outcome))
 
     def mark_killed(self) -> None:
-        """Show that the training is gone, unless there is no run yet; whoever takes it up has it run again."""
-        if (run := read_mlflow_run(self._folder.path)) is not None:
-            self._client.set_terminated(run.run_id, status="KILLED")
+        """Show that the training is gone, unless the next attempt has taken up the run; if it does, it runs again."""
+        known = read_mlflow_run(self._folder.path)
+        if known is None:
+            return
+        tags = self._client.get_run(known.run_id).data.tags
+        if tags.get(ATTEMPT_TAG) == str(self._context.attempt):
+            self._client.set_terminated(known.run_id, status="KILLED")
 
     def _connected_run(self) -> str:
         assert self._run_id is not None, "connect comes first"

@@ -63,8 +63,8 @@ def attempt_view(attempt: AttemptRecord) -> AttemptView:
         submitted_at=attempt.submitted_at,
         heartbeat_at=attempt.heartbeat_at,
         ended_at=attempt.ended_at,
-        reason=attempt.reason,
-        message=attempt.message,
+        reason=None if attempt.ended_at is None else attempt.reason,
+        message=None if attempt.ended_at is None else attempt.message,
     )
 
 

@@ -56,8 +56,9 @@ class AsyncClient:
         checked = address(url, token)
         self.url = checked.url
         self._retry = retry or Retry()
-        # A proxy of the environment would stand between us and a service on this machine.
-        self._http = httpx.AsyncClient(base_url=self.url, headers=checked.headers, timeout=TIMEOUT_S, trust_env=False)
+        # A proxy of the environment would stand between us and a service on this machine; its CAs are believed.
+        direct = httpx.AsyncHTTPTransport()
+        self._http = httpx.AsyncClient(base_url=self.url, headers=checked.headers, timeout=TIMEOUT_S, transport=direct)
 
     @classmethod
     def from_environment(cls, *, retry: Retry | None = None) -> Self:

@@ -117,8 +117,11 @@ def decide(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Ac
 
 def _decide_unsubmitted(live: LiveJob, seen: Seen, now: datetime, policy: Policy) -> tuple[Action, ...]:
     """Of an attempt that the cluster has not accepted, as far as is known: it is handed over again, for a while."""
-    if seen.silent_s <= policy.start_timeout_s:
-        return (Launch(),)
+    is_known = seen.driver is not None and seen.driver.phase is not Phase.LOST
+    if is_known or seen.silent_s <= policy.start_timeout_s:
+        return (Launch(),)  # if Ray has it, that is to adopt it
+    if seen.outcome is not None:
+        return (_ended(live, seen, DriverStatus(Phase.LOST), now, policy),)
     message = f"Ray has not taken the attempt for {seen.silent_s:.0f} s."
     lost = _again_or_failed(live.job, Reason.SUBMIT_FAILED, message, now, policy)
     return lost, Stop(live.attempt.number)  # should it have taken it after all; that it does not answer changes nothing
@@ -210,12 +213,19 @@ def _left(live: LiveJob, seen: Seen, driver: DriverStatus, now: datetime, policy
             return _again_or_failed(live.job, reason, message, now, policy)
         case Phase.FAILED:
             return Move(JobState.FAILED, Reason.ATTEMPT_FAILED, last_lines(driver.message or "The driver failed."))
-        case Phase.STOPPED if live.attempt.reason is not None:  # by us, who were killed before we could say so
+        case Phase.STOPPED if live.attempt.reason is not None and _was_silent(live, now, policy):
+            # By us, who were killed before we could say so.
             return Move(JobState.FAILED, live.attempt.reason, live.attempt.message)
         case Phase.STOPPED:
             return Move(JobState.FAILED, Reason.STOPPED_OUTSIDE, "The driver was stopped from outside of Hush.")
         case _:
             return Move(JobState.FAILED, Reason.RESULT_MISSING, seen.result_problem)
+
+
+def _was_silent(live: LiveJob, now: datetime, policy: Policy) -> bool:
+    """Whether the last heartbeat is so old that it was for its silence that we stopped the attempt."""
+    beat = live.attempt.heartbeat_at
+    return beat is None or (now - beat).total_seconds() > policy.lost_after_s
 
 
 def _failed(job: JobRecord, failure: AttemptFailure, now: datetime, policy: Policy) -> Move:

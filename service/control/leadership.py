@@ -39,6 +39,15 @@ class Leadership:
                 self._renewed_at = now
             return self._fence
 
+    def renew(self, now: datetime) -> bool:
+        """Renew the lease if it is held and a third of its time is over; whether the database has said so."""
+        with self._lock:
+            if self._fence is None or self._is_fresh(now):
+                return False
+            self._fence = self._leases.acquire(LEASE, self._holder, now, self._ttl_s)
+            self._renewed_at = now
+            return self._fence is not None
+
     @property
     def renew_every_s(self) -> float:
         """How often a lease that is held has to be renewed."""

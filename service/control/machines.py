@@ -31,10 +31,14 @@ class Machines:
         """
         seen = sorted((node.num_cpus, node.num_gpus) for node in nodes)
         if self._seen is not None and seen != self._seen:
-            self._changed_at = self._seen_at  # or later: nobody looks while nobody waits
+            self._changed_at = max(self._changed_at, self._seen_at)  # or later: nobody looks while nobody waits
         self._seen, self._seen_at = seen, now
         changed_at = max(self._changed_at, watching_since)
         return "" if now - changed_at > timedelta(seconds=patience_s) else new_id(changed_at, 0)
+
+    def out_of_sight(self, now: datetime) -> None:
+        """The cluster does not answer: nobody knows what it will come back with."""
+        self._changed_at = now
 
     def stranded_for(
         self, job_ids: Collection[str], watching_since: datetime, now: datetime, patience_s: float

@@ -166,6 +166,9 @@ class _Look:
             return
         driver = self._cluster.status(submission_id(live.job.id, live.attempt.number))
         seen = self._see(live, driver, written_at)
+        if live.attempt.submitted_at is None and seen.silent_s > self._world.policy.start_timeout_s:
+            # It is given up if Ray does not take it, but not for want of storage: an error here keeps it waiting.
+            self._world.folders.prepare(live.job, live.attempt, self._store, self._watch.fence)
         if seen.outcome is not None:
             failpoint(Failpoint.RESULT_VERIFIED)
         actions = decide(live, seen, self._now, self._world.policy)
@@ -176,11 +179,10 @@ class _Look:
             self._execute(action, live)
 
     def _note_why(self, live: LiveJob, actions: Sequence[Action]) -> None:
-        """Why we end an attempt, before we do: killed after that, nobody would know that it was us."""
-        for action in actions:
-            if isinstance(action, Move):
-                why = (action.reason, action.message)
-                self._store.note_reason(live.job.id, live.attempt.number, *why, self._watch.fence)
+        """Why we end a job, before we stop its driver: killed after that, nobody would know that it was us."""
+        match actions:
+            case (Stop(), Move(JobState.FAILED, reason, message)):
+                self._store.note_reason(live.job.id, live.attempt.number, reason, message, self._watch.fence)
 
     def _see(self, live: LiveJob, driver: DriverStatus | None, written_at: float | None) -> Seen:
         """Read the result's checksums only when they decide something: a large model takes seconds to read."""
@@ -219,7 +221,9 @@ class _Look:
         nodes = self._nodes()
         limits = Limits(self._world.limits, self._store.tenant_limits())
         self._give_up(nodes, limits)
-        if nodes is not None:
+        if nodes is None:
+            self._world.machines.out_of_sight(self._now)
+        else:
             self._fill(nodes, limits)
 
     def _nodes(self) -> Sequence[Node] | None:
@@ -234,7 +238,12 @@ class _Look:
         moves = stranded(list(recovering.values()), nodes, limits)
         patience_s = self._world.policy.recovery_timeout_s
         late = self._world.machines.stranded_for(moves.keys(), self._watch.listening_since, self._now, patience_s)
-        self._fail([(recovering[job_id], moves[job_id]) for job_id in late])
+        for job in (recovering[job_id] for job_id in late):
+            with _one_job(job.id, job.attempt):
+                if nodes is not None:  # the driver before may live yet, and nobody would stop it after the job's end
+                    before = submission_id(job.id, job.attempt - 1)
+                    self._cluster.ask(lambda launcher, name=before: launcher.stop(name))  # type: ignore[misc]
+                self._move(job.id, job.attempt, job.state, moves[job.id])
 
     def _fill(self, nodes: Sequence[Node], limits: Limits) -> None:
         """Start whose turn it is, and fail what will never fit."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from service.control.leadership import Leadership
 from service.control.reconciler import Watch, World, reconcile_once
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 MIN_GAP_S = 5.0
 """A gap between two looks that is shorter than this is none, however little patience is asked for."""
+
+KEEPER_ENDS_S = 5.0
 
 MAX_LOOK_S = 600.0
 """The lease is kept for a look no longer than this: one that hangs must not keep others from taking over."""
@@ -88,28 +90,33 @@ class Reconciler:
         if fence is None:
             self._attention = None
             return
-        max_gap_s = max(MIN_GAP_S, self._world.policy.lost_after_s / 2)
-        self._attention = attentive(self._attention, now, max_gap_s)
-        self._looking_since = began = time.monotonic()
+        attention = self._listen(now)
+        self._looking_since = time.monotonic()
         try:
-            reconcile_once(now, Watch(fence, self._attention.since), self._world)
+            reconcile_once(now, Watch(fence, attention.since), self._world)
         except LeaseLostError:
             logger.warning("another process looks after the jobs by now; this one was too slow")
             self._leadership.lose()
+            self._attention = None
         finally:
             self._looking_since = None
-            heard_until = now + timedelta(seconds=time.monotonic() - began)  # heartbeats came in all the while
-            self._attention = replace(self._attention, last=heard_until)
+
+    def _listen(self, now: datetime) -> Attention:
+        """The database answers, so heartbeats are heard."""
+        max_gap_s = max(MIN_GAP_S, self._world.policy.lost_after_s / 2)
+        self._attention = attentive(self._attention, now, max_gap_s)
+        return self._attention
 
     def _keep_lease(self) -> None:
         """A look may take longer than the lease lasts: Ray is slow, or gigabytes are held against their checksums.
         Without the lease its writes would be refused, and then those of whoever took over, for the same reason."""
         while not self._stopping.wait(self._leadership.renew_every_s):
-            since = self._looking_since
-            if since is None or time.monotonic() - since > MAX_LOOK_S or not self.is_leader:
+            since, now = self._looking_since, datetime.now(UTC)
+            if since is None or time.monotonic() - since > MAX_LOOK_S:
                 continue
             try:
-                self._leadership.claim(datetime.now(UTC))
+                if self._leadership.renew(now):
+                    self._listen(datetime.now(UTC))
             except Exception:
                 logger.exception("the lease could not be renewed amid a look")
 
@@ -124,6 +131,7 @@ class Reconciler:
                 logger.exception("the reconciler stumbled; it tries again")
             self._woken.wait(self._interval_s)
             self._woken.clear()
+        self._keeper.join(KEEPER_ENDS_S)  # it must not take the lease back
         try:
             self._leadership.release(datetime.now(UTC))
         except Exception:

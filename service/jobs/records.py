@@ -66,7 +66,7 @@ class AttemptRecord:
     """Its last heartbeat."""
     ended_at: datetime | None = None
     reason: Reason | None = None
-    """Why it ended."""
+    """Why it ended; before that, why we are about to end it."""
     message: str | None = None
 
 

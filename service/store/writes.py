@@ -101,7 +101,8 @@ def move(connection: Connection, change: Transition, now: datetime) -> None:
 def insert_job(connection: Connection, submission: Submission, now: datetime, job_id: str | None = None) -> str:
     """A new job in QUEUED, with its first attempt and first event; its id, a new one unless it is given."""
     spec = submission.spec
-    job_id = job_id or new_id(now, secrets.randbits(80))
+    created_at = _created_at(connection, submission, now)
+    job_id = job_id or new_id(created_at, secrets.randbits(80))
     reason = Reason.SUBMITTED if submission.retry_of is None else Reason.RETRIED
     deadline_s = spec.scheduling.deadline_s
     values = {
@@ -120,13 +121,22 @@ def insert_job(connection: Connection, submission: Submission, now: datetime, jo
         "attempt": 1,
         "num_failures": 0,
         "deadline_at": None if deadline_s is None else now + timedelta(seconds=deadline_s),
-        "created_at": now,
+        "created_at": created_at,
         "updated_at": now,
     }
     connection.execute(insert(jobs).values(values))
     _insert_attempt(connection, job_id, 1, now)
     insert_state_event(connection, Transition(job_id, 1, JobState.QUEUED, JobState.QUEUED, reason), now)
     return job_id
+
+
+def _created_at(connection: Connection, submission: Submission, now: datetime) -> datetime:
+    """A retry is the newer one of the two, by its id too, also where another replica's clock is ahead of ours."""
+    if submission.retry_of is None:
+        return now
+    query = select(jobs.c.created_at).where(jobs.c.id == submission.retry_of)
+    earlier: datetime = connection.execute(query).scalar_one()
+    return max(now, earlier + timedelta(milliseconds=1))
 
 
 def take_place(connection: Connection, submission: Submission) -> None:

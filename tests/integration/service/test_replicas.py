@@ -308,6 +308,23 @@ def test_a_job_that_recovers_outlasts_a_cluster_that_is_away_but_not_for_ever(
     assert [event.epoch.metrics["train/loss"] for event in told[1] if event.epoch is not None] == [0.5]
 
 
+def test_what_a_job_left_behind_is_stopped_when_it_is_given_up(replicas: Replicas) -> None:
+    leader = replicas.add("leader")
+    job = replicas.submit(later(-1), SPEC.model_copy(update={"resources": ResourcesSpec(num_workers=4)}))
+    leader.look(NOW)
+    replicas.cluster.answers = False
+    for seconds in range(10, 80, 10):
+        leader.look(later(seconds))
+    assert replicas.state(job) is JobState.RECOVERING
+    replicas.cluster.machines, replicas.cluster.answers = [Node(2, 0)], True
+    for seconds in range(80, 3700, 20):
+        leader.look(later(seconds))
+    found = replicas.store.get(job.id)
+    assert found is not None
+    assert (found.state, found.reason) == (JobState.FAILED, Reason.NEVER_FITS)
+    assert replicas.cluster.stopped == [f"job-{job.id}-a1"]
+
+
 def beat(replicas: Replicas, folder: Path, job: JobRecord) -> None:
     """The first and last heartbeat of an attempt."""
     token = AttemptContext.model_validate_json((folder / ATTEMPT_FILE).read_bytes()).heartbeat_token

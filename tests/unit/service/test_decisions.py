@@ -155,8 +155,11 @@ def test_stopped_by_somebody_else() -> None:
 
 def test_stopped_by_us_who_were_killed_before_we_could_say_so() -> None:
     job = live(JobState.RUNNING)
-    job = replace(job, attempt=replace(job.attempt, reason=Reason.HEARTBEAT_LOST, message="silent for long"))
-    assert decided(job, Phase.STOPPED) == (Move(JobState.FAILED, Reason.HEARTBEAT_LOST, "silent for long"),)
+    noted = replace(job.attempt, reason=Reason.HEARTBEAT_LOST, message="silent for long")
+    silent = replace(job, attempt=replace(noted, heartbeat_at=ago(61)))
+    assert decided(silent, Phase.STOPPED) == (Move(JobState.FAILED, Reason.HEARTBEAT_LOST, "silent for long"),)
+    lives_on = replace(job, attempt=replace(noted, heartbeat_at=ago(5)))
+    assert the_move(decided(lives_on, Phase.STOPPED)).reason is Reason.STOPPED_OUTSIDE
 
 
 def test_an_attempt_that_ray_does_not_take_is_given_up_after_a_while() -> None:
@@ -165,6 +168,10 @@ def test_an_attempt_that_ray_does_not_take_is_given_up_after_a_while() -> None:
     lost, stop = decided(waits, None, silent_s=901)
     assert isinstance(lost, Move)
     assert (lost.new, lost.reason, stop) == (JobState.RECOVERING, Reason.SUBMIT_FAILED, Stop(1))
+    assert decided(waits, Phase.LOST, silent_s=901) == (lost, stop)
+    assert decided(waits, Phase.PENDING, silent_s=901) == (Launch(),), "it has taken it, which is to be noted"
+    done = the_move(decided(waits, None, silent_s=901, outcome="succeeded"))
+    assert done.new is JobState.SUCCEEDED
     last, stop = decided(live(JobState.STARTING, submitted_s=None, beat_s=None, num_failures=3), None, silent_s=901)
     assert isinstance(last, Move)
     assert (last.new, last.reason, stop) == (JobState.FAILED, Reason.SUBMIT_FAILED, Stop(1))

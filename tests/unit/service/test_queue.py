@@ -193,6 +193,8 @@ def test_a_machine_that_is_missed_is_waited_for() -> None:
     assert judged_from(21, Node(1, 0)) == new_id(at(11), 0)
     assert judged_from(22, Node(1, 0)) == ""
     assert judged_from(99, *two) == "", "it changed after 22, and nobody waited then"
+    machines.out_of_sight(at(200))
+    assert judged_from(201, Node(1, 0)) == new_id(at(200), 0), "it comes back one by one"
 
 
 def test_a_job_is_stranded_for_as_long_as_each_look_says_so() -> None:
