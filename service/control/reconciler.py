@@ -208,8 +208,7 @@ class _Look:
             case Launch():
                 self._launch(job, live.attempt)
             case Stop():
-                name = submission_id(job.id, action.attempt)
-                self._cluster.ask(lambda launcher: launcher.stop(name))
+                self._stop(job.id, action.attempt)
             case _:
                 assert_never(action)
 
@@ -241,8 +240,7 @@ class _Look:
         for job in (recovering[job_id] for job_id in late):
             with _one_job(job.id, job.attempt):
                 if nodes is not None:  # the driver before may live yet, and nobody would stop it after the job's end
-                    before = submission_id(job.id, job.attempt - 1)
-                    self._cluster.ask(lambda launcher, name=before: launcher.stop(name))  # type: ignore[misc]
+                    self._stop(job.id, job.attempt - 1)
                 self._move(job.id, job.attempt, job.state, moves[job.id])
 
     def _fill(self, nodes: Sequence[Node], limits: Limits) -> None:
@@ -302,8 +300,12 @@ class _Look:
         name = submission_id(job.id, number)
         if not lives(self._cluster.ask(lambda launcher: launcher.status(name))):
             return True
-        self._cluster.ask(lambda launcher: launcher.stop(name))
+        self._stop(job.id, number)
         return (self._now - job.state_since).total_seconds() > self._world.policy.lost_after_s
+
+    def _stop(self, job_id: str, number: int) -> None:
+        name = submission_id(job_id, number)
+        self._cluster.ask(lambda launcher: launcher.stop(name))
 
     def _move(self, job_id: str, attempt: int, state: JobState, move: Move) -> JobRecord:
         # What the last heartbeats would have told is made up for at a job's end; until then the next attempt tells it.
