@@ -7,6 +7,7 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
@@ -40,6 +41,11 @@ class StringColumn(Sequence[str]):
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:  # noqa: A002 -- the protocol's name
         """What `pa.array` makes of it."""
         return self._texts.cast(type or pa.string()).combine_chunks()
+
+    def find(self, text: str) -> int | None:
+        """Place of the first such text; None if there is none."""
+        row: int = pc.index(self._texts, text).as_py()
+        return None if row < 0 else row
 
     def tolist(self) -> list[str]:
         """All of them."""

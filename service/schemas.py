@@ -216,6 +216,55 @@ class ExampleView(View):
     predicted_class: str | None
 
 
+class ExampleEpoch(ExampleView):
+    """A tracked example after one of the epochs."""
+
+    epoch: int
+
+
+class ExampleLinks(View):
+    """Where to see it."""
+
+    self: str
+    image: str
+    """The picture itself."""
+
+
+class ExampleHistory(View):
+    """A tracked example after each epoch that was recorded, the first one first."""
+
+    example_id: str
+    history: list[ExampleEpoch]
+    links: ExampleLinks
+
+
+class ModelLinks(View):
+    """Where to fetch it."""
+
+    weights: str
+
+
+class ModelView(View):
+    """Where a job's model is: a state dict of the trained weights, with IVON the posterior mean."""
+
+    attempt: int
+    arch: str
+    classes: list[str]
+    """By label."""
+    epoch: int
+    """After so many epochs."""
+    path: str
+    """On the storage that service and cluster share."""
+    size_bytes: int
+    sha256: str | None
+    """Null until the attempt's result is published, and of a job that has failed."""
+    mlflow_uri: str | None
+    """As `mlflow.artifacts.download_artifacts` takes it; null without MLflow."""
+    checkpoint: str | None
+    """The newest checkpoint, from which a retry would go on; null where there is none."""
+    links: ModelLinks
+
+
 ExampleSort = Literal["suspicion", "ambiguity", "loss", "margin", "entropy", "aum", "confidence", "variability"]
 """Columns that examples are sorted by, largest first unless `order=asc`."""
 

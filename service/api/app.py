@@ -23,6 +23,7 @@ from service.api.paging import check_page_size
 from service.api.routes import (
     data_sets,
     events,
+    examples,
     health,
     internal,
     jobs,
@@ -92,7 +93,7 @@ def _add_middleware(app: FastAPI, settings: Settings, requests: Metrics) -> None
 def _add_routes(app: FastAPI) -> None:
     of_every_route = [Depends(read_or_write), Depends(check_page_size)]
     api = APIRouter(prefix=API, dependencies=of_every_route, responses=problems(401, 403, 429))
-    for module in (jobs, events, logs, results, studies, data_sets, tokens, webhooks):
+    for module in (jobs, events, logs, results, examples, studies, data_sets, tokens, webhooks):
         api.include_router(module.router)
     app.include_router(api)
     app.include_router(internal.router, prefix=API)

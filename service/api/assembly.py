@@ -31,6 +31,7 @@ from service.control.reconciler_thread import Reconciler
 from service.data_sets.checker import DataSetChecker
 from service.jobs.records import TenantLimits
 from service.results.logs import Logs
+from service.results.pictures import Pictures
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.data_sets import DataSets
@@ -85,6 +86,7 @@ def assemble(settings: Settings, launcher: Launcher | None, early: Early) -> Con
         readiness=Readiness(store, reconciler, launcher, settings.mlflow_uri),
         results=Results(folders),
         logs=Logs(folders),
+        pictures=Pictures(load),
         tokens=tokens,
         authenticator=Authenticator(tokens, oidc_of(settings)),
         watch=watch,

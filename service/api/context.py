@@ -20,6 +20,7 @@ from service.data_sets.checker import DataSetChecker
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
 from service.results.logs import Logs
+from service.results.pictures import Pictures
 from service.results.reader import Results
 from service.settings import Settings
 from service.store.data_sets import DataSets
@@ -44,6 +45,7 @@ class Context:
     readiness: Readiness
     results: Results
     logs: Logs
+    pictures: Pictures
     tokens: Tokens
     authenticator: Authenticator
     watch: EventWatch

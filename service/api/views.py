@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from service.jobs.records import AttemptRecord, EventRecord, JobRecord
 from service.results.logs import LogFile, Piece
+from service.results.reader import FoundModel
 from service.schemas import (
     API,
     AttemptView,
     EventView,
+    ExampleLinks,
     JobView,
     Links,
     LogLinks,
     LogPiece,
     LogView,
+    ModelLinks,
+    ModelView,
     WebhookData,
     WebhookMessage,
 )
+from trainer.run_schema import MODEL_FILE
 
 
 def job_path(job_id: str) -> str:
@@ -93,6 +100,28 @@ def _links(job: JobRecord, mlflow_uri: str | None) -> Links:
     path = job_path(job.id)
     links = {"self": path, "events": f"{path}/events", "attempts": f"{path}/attempts", "logs": f"{path}/logs"}
     return Links.model_validate({**links, "mlflow": _mlflow_link(job, mlflow_uri)})
+
+
+def example_links(job_id: str, example_id: str) -> ExampleLinks:
+    """Where an example is to be seen; its name may hold anything."""
+    path = f"{job_path(job_id)}/examples/{quote(example_id, safe='')}"
+    return ExampleLinks.model_validate({"self": path, "image": f"{path}/image"})
+
+
+def model_view(job: JobRecord, found: FoundModel) -> ModelView:
+    """A model as the API shows it."""
+    return ModelView(
+        attempt=found.attempt,
+        arch=job.spec.model.arch,
+        classes=list(found.classes),
+        epoch=found.epoch,
+        path=str(found.path),
+        size_bytes=found.path.stat().st_size,
+        sha256=found.sha256,
+        mlflow_uri=None if job.mlflow_run_id is None else f"runs:/{job.mlflow_run_id}/{MODEL_FILE}",
+        checkpoint=None if found.checkpoint is None else str(found.checkpoint),
+        links=ModelLinks(weights=f"{job_path(job.id)}/model/weights"),
+    )
 
 
 def log_view(job_id: str, file: LogFile) -> LogView:

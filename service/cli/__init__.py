@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.cli import app as data_app
-from service.cli import data_sets, jobs, logs, production, studies, tenants, tokens, webhooks
+from service.cli import data_sets, jobs, logs, production, results, studies, tenants, tokens, webhooks
 from service.cli.options import ADMINISTRATION, DATA, JOBS, SERVICE, AsJson, Home, NumCpus
 from service.cli.session import one_line_errors
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(jobs.app)
 app.add_typer(logs.app)
+app.add_typer(results.app)
 app.add_typer(studies.app, name="study", rich_help_panel=JOBS)
 app.add_typer(production.app)
 app.add_typer(data_app, name="data", rich_help_panel=DATA)

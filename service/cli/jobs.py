@@ -1,4 +1,4 @@
-"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `retry`, `examples`: a job from its spec to its results."""
+"""`hush submit`, `jobs`, `show`, `events`, `cancel`, `retry`: a job from its spec to its end."""
 
 from __future__ import annotations
 
@@ -155,48 +155,6 @@ def retry_command(
     """
     with session(url, home) as client:
         _show_submitted(client, client.retry(job_id_of(client, job)), follow=follow, as_json=as_json)
-
-
-@app.command("examples", rich_help_panel=JOBS)
-def examples_command(
-    job: Job,
-    *,
-    sort: Annotated[str, typer.Option(help="suspicion (mislabelled?), ambiguity, loss, margin, entropy, aum, …")] = (
-        "suspicion"
-    ),
-    given_class: Annotated[str | None, typer.Option(help="Only examples whose given label is this class.")] = None,
-    epoch: Annotated[int | None, typer.Option(min=1, help="After this epoch.", show_default="the newest")] = None,
-    limit: Limit = 20,
-    as_json: AsJson = False,
-    url: Url = None,
-    home: Home = None,
-) -> None:
-    """List a job's most suspect examples.
-
-    The most likely mislabelled come first, or --sort by another column.
-
-    Example: hush examples clothing-photos-ivon --given-class Shirt --sort ambiguity --limit 50
-    """
-    from itertools import islice
-
-    from service.cli.screen import console, example_sort, examples_table
-
-    with session(url, home) as client:
-        job_id = job_id_of(client, job)
-        label = None if given_class is None else _label(client, job_id, given_class)
-        query = client.examples(job_id, sort=example_sort(sort), epoch=epoch, given_label=label, page=min(limit, 200))
-        examples = list(islice(query, limit))
-    if as_json:
-        print_json_list(examples)
-    else:
-        console().print(examples_table(examples) if examples else "no examples")
-
-
-def _label(client: Client, job_id: str, given_class: str) -> int:
-    classes = client.evaluation(job_id).classes
-    if given_class not in classes:
-        raise ValueError(f"--given-class {given_class!r}: must be one of {', '.join(classes)}")
-    return classes.index(given_class)
 
 
 def _show_submitted(client: Client, job: JobView, *, follow: bool, as_json: bool) -> None:

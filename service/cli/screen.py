@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.jobs.states import JobState
-from service.schemas import AttemptView, EventView, ExampleSort, ExampleView, JobView, LogView
+from service.schemas import AttemptView, EventView, ExampleEpoch, ExampleSort, ExampleView, JobView, LogView, ModelView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
 RICH_DEFAULT_COLUMNS: Final = 80
@@ -197,6 +197,36 @@ def examples_table(examples: Sequence[ExampleView]) -> Table:
             _number(example.suspicion, ".2f"),
         )
     return table
+
+
+def history_table(history: Sequence[ExampleEpoch]) -> Table:
+    """A line an epoch: what the model said of the example then."""
+    numbers = ("epoch", "p(given)", "loss", "ε exact", "suspicion")
+    table = plain_table("epoch", "given", "predicted", "clean", *numbers[1:], right=numbers)
+    for entry in history:
+        table.add_row(
+            str(entry.epoch),
+            entry.given_class,
+            entry.predicted_class,
+            clean_text(entry),
+            _number(entry.p_given, ".3f"),
+            _number(entry.loss, ".3f"),
+            _number(entry.epsilon_exact, ".4f"),
+            _number(entry.suspicion, ".2f"),
+        )
+    return table
+
+
+def model_lines(model: ModelView) -> str:
+    """Where it is, a line a place."""
+    places = {
+        "model": f"{model.arch}, {len(model.classes)} classes, after epoch {model.epoch} of attempt {model.attempt}",
+        "file": f"{model.path} ({model.size_bytes:,} bytes)",
+        "sha256": model.sha256,
+        "MLflow": model.mlflow_uri,
+        "checkpoint": model.checkpoint,
+    }
+    return "\n".join(f"{name:<11}{place}" for name, place in places.items() if place is not None)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -25,12 +25,14 @@ from service.schemas import (
     CreatedWebhook,
     DeliveryView,
     EventView,
+    ExampleHistory,
     ExampleSort,
     ExampleView,
     JobView,
     LogPiece,
     LogView,
     MetricsView,
+    ModelView,
     NewTokenView,
     TokenView,
     WebhookView,
@@ -159,6 +161,36 @@ class AsyncClient:
         return self._walk(
             routes.examples(job_id, sort=sort, order=order, epoch=epoch, given_label=given_label, page=page)
         )
+
+    async def export_examples(
+        self,
+        job_id: str,
+        kind: Literal["csv", "parquet"],
+        *,
+        sort: ExampleSort = "suspicion",
+        order: Literal["asc", "desc"] = "desc",
+        epoch: int | None = None,
+        given_label: int | None = None,
+    ) -> bytes:
+        """All tracked examples after an epoch, by default the newest, as the content of a file."""
+        call = routes.export_examples(job_id, kind, sort=sort, order=order, epoch=epoch, given_label=given_label)
+        return await self._ask(call)
+
+    async def example(self, job_id: str, example_id: str) -> ExampleHistory:
+        """A tracked example after each epoch that was recorded."""
+        return await self._ask(routes.example(job_id, example_id))
+
+    async def picture(self, job_id: str, example_id: str) -> bytes:
+        """The picture of a training example, as it is stored."""
+        return await self._ask(routes.picture(job_id, example_id))
+
+    async def model(self, job_id: str) -> ModelView:
+        """Where a job's model is: on the storage, in MLflow, and how far it was trained."""
+        return await self._ask(routes.model(job_id))
+
+    async def weights(self, job_id: str) -> bytes:
+        """The model's file, a state dict: `torch.load(io.BytesIO(…), weights_only=True)`."""
+        return await self._ask(routes.weights(job_id))
 
     async def create_study(self, study: StudySpec, idempotency_key: str | None = None) -> StudyView:
         """Create a study with all its jobs. With the key of a study of yours, it is that study again."""

@@ -26,6 +26,7 @@ from service.schemas import (
     DeliveryView,
     EventPage,
     EventView,
+    ExampleHistory,
     ExamplePage,
     ExampleSort,
     ExampleView,
@@ -34,6 +35,7 @@ from service.schemas import (
     LogPiece,
     LogView,
     MetricsView,
+    ModelView,
     NewTokenView,
     TokenPage,
     TokenView,
@@ -153,6 +155,40 @@ def examples(
     params: Params = {"sort": sort, "order": order, "epoch": epoch, "given_label": given_label, "limit": page}
     first = Call("GET", _job(job_id, "examples"), ExamplePage.model_validate_json, params=params)
     return Pages(first, lambda found: found.items, lambda found: _more("cursor", found.next_cursor))
+
+
+def export_examples(
+    job_id: str,
+    kind: Literal["csv", "parquet"],
+    *,
+    sort: ExampleSort,
+    order: Literal["asc", "desc"],
+    epoch: int | None,
+    given_label: int | None,
+) -> Call[bytes]:
+    """All tracked examples after an epoch, as a file."""
+    params: Params = {"format": kind, "sort": sort, "order": order, "epoch": epoch, "given_label": given_label}
+    return Call("GET", _job(job_id, "examples"), bytes, params=params)
+
+
+def example(job_id: str, example_id: str) -> Call[ExampleHistory]:
+    """One example over the epochs."""
+    return Call("GET", _job(job_id, "examples", quote(example_id, safe="")), ExampleHistory.model_validate_json)
+
+
+def picture(job_id: str, example_id: str) -> Call[bytes]:
+    """The picture of an example."""
+    return Call("GET", _job(job_id, "examples", quote(example_id, safe=""), "image"), bytes)
+
+
+def model(job_id: str) -> Call[ModelView]:
+    """Where a job's model is."""
+    return Call("GET", _job(job_id, "model"), ModelView.model_validate_json)
+
+
+def weights(job_id: str) -> Call[bytes]:
+    """The model's file."""
+    return Call("GET", _job(job_id, "model", "weights"), bytes)
 
 
 def create_study(study: StudySpec, key: str | None) -> Call[StudyView]:

@@ -10,23 +10,30 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from service.cluster.attempts import AttemptFolders
 from service.results.headlines import Headlines
-from service.schemas import ExampleSort, ExampleView, MetricPoint, MetricSeries, MetricsView
+from service.schemas import ExampleEpoch, ExampleSort, ExampleView, MetricPoint, MetricSeries, MetricsView
 from trainer.run_schema import (
+    CHECKPOINTS_DIR,
     EVALUATION_DIR,
     EXAMPLE_COLUMNS,
     EXAMPLES_DIR,
     JOURNAL_FILE,
     LABEL_NOISE_DIR,
+    MODEL_FILE,
+    RESULT_FILE,
+    AttemptResult,
     EvaluationReport,
     JournalEntry,
     LabelNoiseRecord,
     epoch_file,
 )
+
+LABEL_KINDS = ("given", "clean", "predicted")
 
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -46,6 +53,18 @@ class ExampleSlice:
 
     total: int
     items: list[ExampleView]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where an attempt's model is."""
+
+    attempt: int
+    path: Path
+    epoch: int
+    classes: tuple[str, ...]
+    sha256: str | None
+    checkpoint: Path | None
 
 
 class Results:
@@ -106,6 +125,61 @@ class Results:
         table = pq.read_table(path, columns=list(EXAMPLE_COLUMNS)).take(pa.array(rows[offset : offset + limit]))
         return ExampleSlice(len(rows), [_example(row, record.classes) for row in table.to_pylist()])
 
+    def table(self, job_id: str, epoch: int, query: ExampleQuery) -> pa.Table | None:
+        """All of an epoch's tracked examples that match, in order, with the names of their classes; None if the epoch
+        is not there yet. NaN becomes null."""
+        run_dir = self._run_dir(job_id)
+        path = None if run_dir is None else run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
+        record = self.label_noise(job_id, epoch)
+        if path is None or record is None or not path.exists():
+            return None
+        table = pq.read_table(path, columns=list(EXAMPLE_COLUMNS))
+        table = table.take(pa.array(_ordered_rows(table, query)))
+        names = pa.array(record.classes)
+        for kind in LABEL_KINDS:
+            table = table.append_column(f"{kind}_class", names.take(table[f"{kind}_label"].combine_chunks()))
+        for number, field in enumerate(table.schema):
+            if pa.types.is_floating(field.type):
+                column = table[field.name]
+                table = table.set_column(number, field.name, pc.if_else(pc.is_nan(column), None, column))
+        return table
+
+    def history(self, job_id: str, example_id: str) -> list[ExampleEpoch]:
+        """A tracked example after each epoch, the first one first; empty if it is not tracked."""
+        run_dir = self._run_dir(job_id)
+        found = []
+        for epoch in self.epochs(job_id, EXAMPLES_DIR, "parquet"):
+            record = self.label_noise(job_id, epoch)
+            if run_dir is None or record is None:
+                continue
+            path = run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
+            here = pq.read_table(path, columns=list(EXAMPLE_COLUMNS), filters=[("example_id", "=", example_id)])
+            rows = [_example(row, record.classes) for row in here.to_pylist()]
+            found += [ExampleEpoch(epoch=epoch, **row.model_dump()) for row in rows]
+        return found
+
+    def model(self, job_id: str) -> FoundModel | None:
+        """The model of the newest attempt that has trained; None if it is not there yet."""
+        run_dir = self._run_dir(job_id)
+        if run_dir is None or not (run_dir / MODEL_FILE).exists():
+            return None
+        entries = [entry for entry in self._journal(job_id) if entry.file == MODEL_FILE]
+        newest = max(self.epochs(job_id, EVALUATION_DIR, "json"), default=None)
+        report = None if newest is None else self.evaluation(job_id, newest)
+        try:
+            result = AttemptResult.model_validate_json((run_dir / RESULT_FILE).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            result = None
+        checkpoints = sorted((run_dir / CHECKPOINTS_DIR).glob("step_*.pt"))
+        return FoundModel(
+            attempt=int(run_dir.name.rpartition("-")[2]),
+            path=run_dir / MODEL_FILE,
+            epoch=entries[-1].epoch if entries else 0,
+            classes=() if report is None else report.classes,
+            sha256=None if result is None else result.files.get(MODEL_FILE),
+            checkpoint=checkpoints[-1] if checkpoints else None,
+        )
+
     def _run_dir(self, job_id: str) -> Path | None:
         folders = self._folders.newest_first(job_id)
         return next((folder for folder in folders if (folder / JOURNAL_FILE).exists()), None)
@@ -144,7 +218,7 @@ def _ordered_rows(keys: pa.Table, query: ExampleQuery) -> np.ndarray[tuple[int],
 def _example(row: dict[str, object], classes: tuple[str, ...]) -> ExampleView:
     """A row with the names of its classes; floats that JSON does not have become null where the schema allows it."""
     finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
-    names = {f"{kind}_class": _class_name(row[f"{kind}_label"], classes) for kind in ("given", "clean", "predicted")}
+    names = {f"{kind}_class": _class_name(row[f"{kind}_label"], classes) for kind in LABEL_KINDS}
     return ExampleView.model_validate(finite | names)
 
 

@@ -32,6 +32,7 @@ class Known:
 
     job: str
     study: str
+    example: str
     manifest: Path
 
 
@@ -48,6 +49,7 @@ def run_schemathesis(url: str, known: Known, folder: Path, *, num_examples: int,
     env = os.environ | {
         "API_JOB": known.job,
         "API_STUDY": known.study,
+        "API_EXAMPLE": known.example,
         "API_MANIFEST": str(known.manifest),
         "NO_PROXY": "*",
     }

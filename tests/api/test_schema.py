@@ -33,10 +33,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningS
             trained.mkdir()
             train_alone(context_for(digits_spec(noisy_digits(folder / "noisy")), trained))
             shutil.copytree(trained, attempt, dirs_exist_ok=True)
-            assert running.client.get(f"/api/v1/jobs/{job['id']}/examples").json()["total"] > 0
+            example = running.client.get(f"/api/v1/jobs/{job['id']}/examples").json()["items"][0]["example_id"]
             body = {"name": "study", "base": spec_json(manifest), "grid": {"seed": [0, 1]}}
             study = running.client.post("/api/v1/studies", json=body).json()
-            yield running, Known(job["id"], study["id"], manifest)
+            yield running, Known(job["id"], study["id"], example, manifest)
     finally:
         launcher.lose_everything()
 

@@ -27,7 +27,9 @@ WITH_TOKENS_OF_THEIR_OWN = {"/api/v1/internal/attempts/{job_id}/{attempt}/heartb
 FOR_ADMINS = ("/api/v1/tokens", "/api/v1/webhooks")
 READING = {"GET", "HEAD"}
 NOBODY = "0" * 26
-NOTHING = {"attempt": "1", "name": "driver"} | dict.fromkeys(("job_id", "token_id", "study_id", "webhook_id"), NOBODY)
+NOTHING = {"attempt": "1", "name": "driver", "example_id": "x"} | dict.fromkeys(
+    ("job_id", "token_id", "study_id", "webhook_id"), NOBODY
+)
 """What stands in paths: of nothing that there is."""
 
 
