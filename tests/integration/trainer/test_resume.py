@@ -22,7 +22,7 @@ from tests.training import (
     published,
     train_alone,
 )
-from trainer import checkpoint, loop
+from trainer import checkpoint, loop, pulse
 from trainer.attempt import run_attempt
 from trainer.errors import AbortedError, SpecRejectedError
 from trainer.run_schema import Progress
@@ -32,6 +32,12 @@ from trainer.spec import JobSpec
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _asked_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of digits may be over within the half second after which it asks whether to stop."""
+    monkeypatch.setattr(pulse, "STOP_CHECK_INTERVAL_S", 0)
 
 
 @pytest.fixture(scope="module")
