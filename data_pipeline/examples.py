@@ -124,7 +124,12 @@ def open_split(manifest: Manifest, split: str, corruption: Corruption | None = N
     """Read the split's index files; `corruption` injects label noise into the training split."""
     entry = manifest.split(split)
     sizes = [shard.num_examples for shard in entry.shards]
-    columns = {column: np.empty(sum(sizes), dtype) for column, dtype in _NUMBERS.values()}
+    try:
+        columns = {column: np.empty(sum(sizes), dtype) for column, dtype in _NUMBERS.values()}
+    except (MemoryError, ValueError):
+        raise ValueError(
+            f"{manifest.url}: split {split!r} says it has {sum(sizes)} examples; no memory holds them"
+        ) from None
 
     def read(shard: Shard, last: int) -> pa.Array:
         index = _read_index(manifest, entry, shard)
@@ -189,7 +194,7 @@ def _read_index(manifest: Manifest, split: Split, shard: Shard) -> pa.Table:
         with pa.ipc.open_file(pa.py_buffer(content)) as file:
             table = file.read_all()
         table.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"index {path!r} is damaged: {error}") from None
     fits = table.schema.equals(INDEX_SCHEMA) and not any(column.null_count for column in table.columns)
     if not fits or table.num_rows != shard.num_examples:

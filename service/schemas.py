@@ -257,7 +257,7 @@ class ModelView(View):
     """On the storage that service and cluster share."""
     size_bytes: int
     sha256: str | None
-    """Null until the attempt's result is published, and of a job that has failed."""
+    """As the attempt's result has it; null until that is published."""
     mlflow_uri: str | None
     """As `mlflow.artifacts.download_artifacts` takes it; null without MLflow."""
     checkpoint: str | None

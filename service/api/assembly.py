@@ -30,6 +30,7 @@ from service.control.reconciler import World
 from service.control.reconciler_thread import Reconciler
 from service.data_sets.checker import DataSetChecker
 from service.jobs.records import TenantLimits
+from service.results.export import Exports
 from service.results.logs import Logs
 from service.results.pictures import Pictures
 from service.results.reader import Results
@@ -86,7 +87,8 @@ def assemble(settings: Settings, launcher: Launcher | None, early: Early) -> Con
         readiness=Readiness(store, reconciler, launcher, settings.mlflow_uri),
         results=Results(folders),
         logs=Logs(folders),
-        pictures=Pictures(load),
+        pictures=Pictures(load, settings.roots),
+        exports=Exports(),
         tokens=tokens,
         authenticator=Authenticator(tokens, oidc_of(settings)),
         watch=watch,

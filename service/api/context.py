@@ -19,6 +19,7 @@ from service.control.reconciler_thread import Reconciler
 from service.data_sets.checker import DataSetChecker
 from service.jobs.ids import is_id
 from service.jobs.records import JobRecord
+from service.results.export import Exports
 from service.results.logs import Logs
 from service.results.pictures import Pictures
 from service.results.reader import Results
@@ -46,6 +47,7 @@ class Context:
     results: Results
     logs: Logs
     pictures: Pictures
+    exports: Exports
     tokens: Tokens
     authenticator: Authenticator
     watch: EventWatch

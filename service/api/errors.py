@@ -10,6 +10,7 @@ Exception                            a fault of ours: 500, told nothing but that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, get_args
@@ -24,11 +25,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from service.results.example_tables import UnreadableError
 from service.schemas import FieldProblem, Problem
 from service.telemetry.requests import REQUEST_ID
 from trainer.run_schema import PROBLEM_JSON
 from trainer.spec import JobSpec
 from trainer.spec_errors import SpecError, field_errors
+
+logger = logging.getLogger(__name__)
 
 DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
 """What SQLAlchemy raises when the database does not answer."""
@@ -71,6 +75,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(UnreadableError, _on_unreadable)
     for error in DATABASE_AWAY:
         app.add_exception_handler(error, _on_database_away)
     app.add_exception_handler(Exception, _on_fault)
@@ -179,6 +184,11 @@ def away(what: str, retry_after_s: int) -> ProblemError:
 
 async def _on_database_away(request: Request, _error: Exception) -> Response:
     return problem_response(request, away("database", DATABASE_RETRY_S))
+
+
+async def _on_unreadable(request: Request, error: Exception) -> Response:
+    logger.warning("%s: %s", request.scope["path"], error)
+    return problem_response(request, ProblemError(HTTPStatus.NOT_FOUND, f"The result is damaged: {error}."))
 
 
 async def _on_fault(request: Request, _error: Exception) -> Response:

@@ -116,7 +116,7 @@ def model_view(job: JobRecord, found: FoundModel) -> ModelView:
         classes=list(found.classes),
         epoch=found.epoch,
         path=str(found.path),
-        size_bytes=found.path.stat().st_size,
+        size_bytes=found.size_bytes,
         sha256=found.sha256,
         mlflow_uri=None if job.mlflow_run_id is None else f"runs:/{job.mlflow_run_id}/{MODEL_FILE}",
         checkpoint=None if found.checkpoint is None else str(found.checkpoint),

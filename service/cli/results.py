@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,10 +53,9 @@ def examples_command(
         job_id = job_id_of(client, job)
         label = None if given_class is None else _label(client, job_id, given_class)
         if output is not None:
-            content = client.export_examples(
-                job_id, _kind_of(output), sort=example_sort(sort), epoch=epoch, given_label=label
-            )
-            _write(output, content)
+            kind, column = _kind_of(output), example_sort(sort)
+            export = partial(client.export_examples, job_id, kind, sort=column, epoch=epoch, given_label=label)
+            _write(output, export)
             return
         query = client.examples(job_id, sort=example_sort(sort), epoch=epoch, given_label=label, page=min(limit, 200))
         examples = list(islice(query, limit))
@@ -82,20 +84,19 @@ def example_command(
 ) -> None:
     """Show one example of a job over the epochs, and fetch its picture.
 
-    Example: hush example clothing-photos-ivon 1/37/102,3.jpg --image suspect.jpg
+    Example: hush example clothing-photos-ivon 1-37-102,3 --image suspect.jpg
     """
     from service.cli.screen import console, history_table
 
     with session(url, home) as client:
         job_id = job_id_of(client, job)
         found = client.example(job_id, example)
-        content = None if image is None else client.picture(job_id, example)
-    if as_json:
-        print_json(found)
-    else:
-        console().print(history_table(found.history))
-    if image is not None and content is not None:
-        _write(image, content)
+        if as_json:
+            print_json(found)
+        else:
+            console().print(history_table(found.history))
+        if image is not None:
+            _write(image, lambda: client.picture(job_id, example))
 
 
 @app.command("model", rich_help_panel=JOBS)
@@ -118,13 +119,12 @@ def model_command(
     with session(url, home) as client:
         job_id = job_id_of(client, job)
         found = client.model(job_id)
-        content = None if output is None else client.weights(job_id)
-    if as_json:
-        print_json(found)
-    else:
-        console().print(model_lines(found), soft_wrap=True)
-    if output is not None and content is not None:
-        _write(output, content)
+        if as_json:
+            print_json(found)
+        else:
+            console().print(model_lines(found), soft_wrap=True)
+        if output is not None:
+            _write(output, lambda: _whole(client.weights(job_id), found.sha256))
 
 
 def _kind_of(output: Path) -> Literal["csv", "parquet"]:
@@ -137,10 +137,22 @@ def _kind_of(output: Path) -> Literal["csv", "parquet"]:
             raise ValueError(f"--output {output}: must end in .csv or .parquet")
 
 
-def _write(path: Path, content: bytes) -> None:
-    """A line that says so goes to stderr: stdout may be JSON."""
+def _whole(content: bytes, sha256: str | None) -> bytes:
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("the weights are not those that the job's result names; it may have been trained on since")
+    return content
+
+
+def _write(path: Path, fetch: Callable[[], bytes]) -> None:
+    """Fetch what is to be in a file, once it can be written: whole, or not at all. Said on stderr, as stdout may be
+    JSON."""
+    from data_pipeline.storage.atomic_file import write_atomically
+
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+    content = fetch()
     try:
-        path.write_bytes(content)
+        write_atomically(path.absolute(), content)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from None
     typer.echo(f"{path}: {len(content):,} bytes", err=True)

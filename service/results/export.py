@@ -1,10 +1,11 @@
-"""A table of examples as a file, piece by piece: CSV for a spreadsheet, Parquet for a data frame."""
+"""A table of examples as a file: CSV for a spreadsheet, Parquet for a data frame."""
 
 from __future__ import annotations
 
-import io
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,30 +14,59 @@ from pyarrow import csv
 ROWS = 10_000
 """Of a piece of CSV."""
 PIECE_BYTES = 1 << 20
-IN_MEMORY_BYTES = 16 << 20
-"""A larger Parquet file is written to disk first: its end says where its parts are."""
+MAX_AT_A_TIME = 2
+"""Files that are made at a time: each takes some 400 MB for a million examples while it is made."""
 
 
-def as_csv(table: pa.Table) -> Iterator[bytes]:
-    """A line with the columns' names, then a line for each row; a cell is empty where there is nothing to tell."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # which Arrow does not write as CSV
-            table = table.set_column(number, field.name, table[field.name].cast(field.type.value_type))
-    yield _csv(table.slice(0, 0), has_header=True)
-    for start in range(0, table.num_rows, ROWS):
-        yield _csv(table.slice(start, ROWS), has_header=False)
+class BusyError(Exception):
+    """As many files as may be are being made."""
 
 
-def as_parquet(table: pa.Table) -> Iterator[bytes]:
-    """The same as Parquet."""
-    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
-        pq.write_table(table, file)
-        file.seek(0)
+class Exports:
+    """Makes files of tables, a few at a time; they lie on disk while they are fetched, however slowly."""
+
+    def __init__(self) -> None:
+        """Makes nothing yet."""
+        self._places = threading.BoundedSemaphore(MAX_AT_A_TIME)
+
+    def make(self, table: Callable[[], pa.Table | None], kind: Literal["csv", "parquet"]) -> IO[bytes] | None:
+        """A file of what `table` reads, from its beginning; None where that is nothing. BusyError; OSError where the
+        disk is full. Whoever closes it removes it."""
+        if not self._places.acquire(blocking=False):
+            raise BusyError
+        try:
+            found = table()
+            return None if found is None else _written(found, kind)
+        finally:
+            self._places.release()
+
+
+def pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """The file, piece by piece."""
+    with file:
         while piece := file.read(PIECE_BYTES):
             yield piece
 
 
-def _csv(table: pa.Table, *, has_header: bool) -> bytes:
-    text = io.BytesIO()
-    csv.write_csv(table, text, csv.WriteOptions(include_header=has_header))
-    return text.getvalue()
+def _written(table: pa.Table, kind: Literal["csv", "parquet"]) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
+    try:
+        if kind == "csv":
+            _write_csv(table, file)
+        else:
+            pq.write_table(table, file)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _write_csv(table: pa.Table, file: IO[bytes]) -> None:
+    """A line with the columns' names, then a line for each row; a cell is empty where there is nothing to tell."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):  # which Arrow does not write as CSV
+            table = table.set_column(number, field.name, table[field.name].cast(field.type.value_type))
+    csv.write_csv(table.slice(0, 0), file)
+    for start in range(0, table.num_rows, ROWS):
+        csv.write_csv(table.slice(start, ROWS), file, csv.WriteOptions(include_header=False))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from service.cluster.attempts import AttemptFolders
+from service.results.example_tables import (
+    ExampleQuery,
+    ExampleSlice,
+    UnreadableError,
+    read_all,
+    read_one,
+    read_slice,
+)
 from service.results.headlines import Headlines
-from service.schemas import ExampleEpoch, ExampleSort, ExampleView, MetricPoint, MetricSeries, MetricsView
+from service.schemas import ExampleEpoch, MetricPoint, MetricSeries, MetricsView
 from trainer.run_schema import (
     CHECKPOINTS_DIR,
     EVALUATION_DIR,
-    EXAMPLE_COLUMNS,
     EXAMPLES_DIR,
     JOURNAL_FILE,
     LABEL_NOISE_DIR,
@@ -33,26 +38,10 @@ from trainer.run_schema import (
     epoch_file,
 )
 
-LABEL_KINDS = ("given", "clean", "predicted")
+logger = logging.getLogger(__name__)
 
+_Found = TypeVar("_Found")
 _Record = TypeVar("_Record", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class ExampleQuery:
-    """Which examples of an epoch, in which order."""
-
-    sort: ExampleSort = "suspicion"
-    ascending: bool = False
-    given_label: int | None = None
-
-
-@dataclass(frozen=True)
-class ExampleSlice:
-    """Some of the examples that match, and how many match in all."""
-
-    total: int
-    items: list[ExampleView]
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,7 @@ class FoundModel:
 
     attempt: int
     path: Path
+    size_bytes: int
     epoch: int
     classes: tuple[str, ...]
     sha256: str | None
@@ -110,75 +100,91 @@ class Results:
         newest = max(self.epochs(job_id, EVALUATION_DIR, "json"), default=None)
         try:
             return None if newest is None else self._read(job_id, EVALUATION_DIR, newest, Headlines)
-        except ValidationError:
+        except UnreadableError:
             return None
 
     def examples(self, job_id: str, epoch: int, query: ExampleQuery, offset: int, limit: int) -> ExampleSlice | None:
         """A slice of an epoch's tracked examples in order; None if the epoch is not there yet."""
-        run_dir = self._run_dir(job_id)
-        path = None if run_dir is None else run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
-        record = self.label_noise(job_id, epoch)
-        if path is None or record is None or not path.exists():
-            return None
-        keys = pq.read_table(path, columns=[query.sort, "given_label"])
-        rows = _ordered_rows(keys, query)
-        table = pq.read_table(path, columns=list(EXAMPLE_COLUMNS)).take(pa.array(rows[offset : offset + limit]))
-        return ExampleSlice(len(rows), [_example(row, record.classes) for row in table.to_pylist()])
+        return self._of_table(job_id, epoch, lambda path, classes: read_slice(path, classes, query, offset, limit))
 
     def table(self, job_id: str, epoch: int, query: ExampleQuery) -> pa.Table | None:
-        """All of an epoch's tracked examples that match, in order, with the names of their classes; None if the epoch
-        is not there yet. NaN becomes null."""
-        run_dir = self._run_dir(job_id)
-        path = None if run_dir is None else run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
-        record = self.label_noise(job_id, epoch)
-        if path is None or record is None or not path.exists():
-            return None
-        table = pq.read_table(path, columns=list(EXAMPLE_COLUMNS))
-        table = table.take(pa.array(_ordered_rows(table, query)))
-        names = pa.array(record.classes)
-        for kind in LABEL_KINDS:
-            table = table.append_column(f"{kind}_class", names.take(table[f"{kind}_label"].combine_chunks()))
-        for number, field in enumerate(table.schema):
-            if pa.types.is_floating(field.type):
-                column = table[field.name]
-                table = table.set_column(number, field.name, pc.if_else(pc.is_nan(column), None, column))
-        return table
+        """All of an epoch's tracked examples that match, in order; None if the epoch is not there yet."""
+        return self._of_table(job_id, epoch, lambda path, classes: read_all(path, classes, query))
 
     def history(self, job_id: str, example_id: str) -> list[ExampleEpoch]:
-        """A tracked example after each epoch, the first one first; empty if it is not tracked."""
-        run_dir = self._run_dir(job_id)
-        found = []
-        for epoch in self.epochs(job_id, EXAMPLES_DIR, "parquet"):
-            record = self.label_noise(job_id, epoch)
-            if run_dir is None or record is None:
+        """A tracked example after each epoch that can be read, the first one first; empty if it is not tracked."""
+        run_dir, epochs = self._run_dir(job_id), self.epochs(job_id, EXAMPLES_DIR, "parquet")
+        record = self.label_noise(job_id, epochs[-1]) if epochs else None
+        if run_dir is None or record is None:
+            return []
+        found: list[ExampleEpoch] = []
+        number: int | None = None
+        for epoch in epochs:
+            try:
+                path = run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
+                row = read_one(path, record.classes, example_id, number)
+            except FileNotFoundError:
                 continue
-            path = run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet")
-            here = pq.read_table(path, columns=list(EXAMPLE_COLUMNS), filters=[("example_id", "=", example_id)])
-            rows = [_example(row, record.classes) for row in here.to_pylist()]
-            found += [ExampleEpoch(epoch=epoch, **row.model_dump()) for row in rows]
+            except UnreadableError as error:
+                logger.warning("job %s: %s", job_id, error)
+                continue
+            if row is None:
+                return found
+            number = row.number
+            found.append(ExampleEpoch(epoch=epoch, **row.view.model_dump()))
         return found
 
+    def weights(self, job_id: str) -> Path | None:
+        """The file of the model of the newest attempt that has trained; None if it is not there yet."""
+        found = self._weights(job_id)
+        return None if found is None else found[0]
+
     def model(self, job_id: str) -> FoundModel | None:
-        """The model of the newest attempt that has trained; None if it is not there yet."""
-        run_dir = self._run_dir(job_id)
-        if run_dir is None or not (run_dir / MODEL_FILE).exists():
+        """The same model, and what is known of it."""
+        found = self._weights(job_id)
+        if found is None:
             return None
-        entries = [entry for entry in self._journal(job_id) if entry.file == MODEL_FILE]
-        newest = max(self.epochs(job_id, EVALUATION_DIR, "json"), default=None)
-        report = None if newest is None else self.evaluation(job_id, newest)
+        path, epoch = found
         try:
-            result = AttemptResult.model_validate_json((run_dir / RESULT_FILE).read_bytes())
-        except (FileNotFoundError, ValidationError):
+            result = AttemptResult.model_validate_json(path.with_name(RESULT_FILE).read_bytes())
+        except (OSError, ValidationError):
             result = None
-        checkpoints = sorted((run_dir / CHECKPOINTS_DIR).glob("step_*.pt"))
+        checkpoints = sorted((path.parent / CHECKPOINTS_DIR).glob("step_*.pt"))
         return FoundModel(
-            attempt=int(run_dir.name.rpartition("-")[2]),
-            path=run_dir / MODEL_FILE,
-            epoch=entries[-1].epoch if entries else 0,
-            classes=() if report is None else report.classes,
+            attempt=int(path.parent.name.rpartition("-")[2]),
+            path=path,
+            size_bytes=path.stat().st_size,
+            epoch=epoch,
+            classes=self._classes(job_id),
             sha256=None if result is None else result.files.get(MODEL_FILE),
             checkpoint=checkpoints[-1] if checkpoints else None,
         )
+
+    def _weights(self, job_id: str) -> tuple[Path, int] | None:
+        """The file and its epoch, once the journal names it: one that an attempt left which then died is none."""
+        run_dir = self._run_dir(job_id)
+        epochs = [entry.epoch for entry in self._journal(job_id) if entry.file == MODEL_FILE]
+        if run_dir is None or not epochs or not (run_dir / MODEL_FILE).exists():
+            return None
+        return run_dir / MODEL_FILE, epochs[-1]
+
+    def _classes(self, job_id: str) -> tuple[str, ...]:
+        """Names by label, out of the newest evaluation; empty if there is none that can be read."""
+        newest = max(self.epochs(job_id, EVALUATION_DIR, "json"), default=None)
+        try:
+            report = None if newest is None else self.evaluation(job_id, newest)
+        except UnreadableError:
+            report = None
+        return () if report is None else report.classes
+
+    def _of_table(self, job_id: str, epoch: int, read: Callable[[Path, tuple[str, ...]], _Found]) -> _Found | None:
+        run_dir, record = self._run_dir(job_id), self.label_noise(job_id, epoch)
+        if run_dir is None or record is None:
+            return None
+        try:
+            return read(run_dir / epoch_file(EXAMPLES_DIR, epoch, "parquet"), record.classes)
+        except FileNotFoundError:
+            return None
 
     def _run_dir(self, job_id: str) -> Path | None:
         folders = self._folders.newest_first(job_id)
@@ -203,24 +209,7 @@ class Results:
             return kind.model_validate_json((run_dir / epoch_file(folder, epoch, "json")).read_bytes())
         except FileNotFoundError:
             return None
-
-
-def _ordered_rows(keys: pa.Table, query: ExampleQuery) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Rows that match, sorted; equal values stay in the table's order, NaN and null come last either way."""
-    rows = np.arange(keys.num_rows)
-    if query.given_label is not None:
-        rows = rows[keys["given_label"].to_numpy() == query.given_label]
-    values = keys[query.sort].to_numpy()[rows].astype(np.float64)
-    signed = values if query.ascending else -values
-    return rows[np.argsort(signed, kind="stable")]
-
-
-def _example(row: dict[str, object], classes: tuple[str, ...]) -> ExampleView:
-    """A row with the names of its classes; floats that JSON does not have become null where the schema allows it."""
-    finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
-    names = {f"{kind}_class": _class_name(row[f"{kind}_label"], classes) for kind in LABEL_KINDS}
-    return ExampleView.model_validate(finite | names)
-
-
-def _class_name(label: object, classes: tuple[str, ...]) -> str | None:
-    return classes[label] if isinstance(label, int) else None
+        except ValidationError as error:
+            raise UnreadableError(
+                f"{epoch_file(folder, epoch, 'json')} cannot be read: {error.error_count()} errors"
+            ) from None

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Literal
 
+import anyio.to_thread
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response, StreamingResponse
+from starlette.background import BackgroundTask
 
-from data_pipeline.errors import BadImageError, StorageError
+from data_pipeline.errors import StorageError
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, away, problems
 from service.api.routes.results import Epoch, newest_epoch, not_there_yet
 from service.api.views import example_links
 from service.jobs.records import JobRecord
-from service.results.export import as_csv, as_parquet
+from service.results.example_tables import ExampleQuery
+from service.results.export import BusyError, pieces
 from service.results.pictures import MEDIA_TYPES
-from service.results.reader import ExampleQuery
 from service.schemas import ExampleHistory, ExamplePage, ExampleSort
 from trainer.run_schema import EXAMPLES_DIR
 
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 STORAGE_RETRY_S = 10
+EXPORT_RETRY_S = 5
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 Cursor = Annotated[
@@ -44,7 +48,7 @@ ExampleId = Annotated[str, Path(min_length=1, max_length=1000, description="Name
             "description": "A page; with `format=csv` or `format=parquet` a file of all that match, in this order.",
             "content": {CSV: {"schema": {"type": "string"}}, PARQUET: _BINARY},
         },
-        **problems(404, 422),
+        **problems(404, 422, 503),
     },
     summary="Examples, sorted by suspicion or ambiguity",
 )
@@ -83,13 +87,15 @@ def get_examples(
 def _file(
     job: JobRecord, context: Context, epoch: int, query: ExampleQuery, output: Literal["csv", "parquet"]
 ) -> StreamingResponse:
-    table = context.results.table(job.id, epoch, query)
-    if table is None:
+    try:
+        file = context.exports.make(lambda: context.results.table(job.id, epoch, query), output)
+    except BusyError:
+        raise away("part that makes files", EXPORT_RETRY_S) from None
+    if file is None:
         raise not_there_yet("table of examples", epoch)
     headers = {"Content-Disposition": f'attachment; filename="{job.id}-epoch-{epoch}.{output}"'}
-    if output == "csv":
-        return StreamingResponse(as_csv(table), media_type=f"{CSV}; charset=utf-8", headers=headers)
-    return StreamingResponse(as_parquet(table), media_type=PARQUET, headers=headers)
+    kind = f"{CSV}; charset=utf-8" if output == "csv" else PARQUET
+    return StreamingResponse(pieces(file), media_type=kind, headers=headers, background=BackgroundTask(file.close))
 
 
 # Names of examples may hold slashes, so the longer path comes first.
@@ -102,20 +108,19 @@ def _file(
     },
     summary="The picture of an example",
 )
-def get_image(job: KnownJob, example_id: ExampleId, context: InContext) -> Response:
+async def get_image(job: KnownJob, example_id: ExampleId, context: InContext) -> Response:
     """The picture itself, out of its shard."""
+    find = partial(context.pictures.find, job.spec.data.manifest, example_id)
     try:
-        picture = context.pictures.find(job.spec.data.manifest, example_id)
+        picture = await anyio.to_thread.run_sync(find, limiter=context.pictures.readers)
     except StorageError as error:
         logger.warning("the picture of %r could not be fetched: %s", example_id, error)
         raise away("storage of the data", STORAGE_RETRY_S) from None
-    except BadImageError as error:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"The picture cannot be read: {error}.") from None
     except ValueError as error:
-        raise ProblemError(HTTPStatus.NOT_FOUND, f"The job's data set cannot be read any more: {error}.") from None
+        raise ProblemError(HTTPStatus.NOT_FOUND, f"The picture cannot be read: {error}.") from None
     if picture is None:
         raise _unknown(example_id, "the data set")
-    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    headers = {"Cache-Control": "private, max-age=3600", "Vary": "Authorization", "X-Content-Type-Options": "nosniff"}
     return Response(picture.content, media_type=picture.media_type, headers=headers)
 
 

@@ -17,12 +17,13 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
+from service.api.file_part import WantedRange, file_part
 from service.api.routes.events import EVENT_STREAM, KEEP_ALIVE_S, MESSAGE_SCHEMA
 from service.api.views import job_view, log_piece_view, log_view
 from service.api.visit import Visit
 from service.jobs.records import JobRecord
 from service.jobs.states import TERMINAL_STATES
-from service.results.logs import LOG_NAME, Place, blocks, byte_range, start_of_last_lines
+from service.results.logs import LOG_NAME, Place, start_of_last_lines
 from service.schemas import FieldProblem, LogView
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -98,31 +99,17 @@ def get_log(
     tail_lines: Annotated[
         int | None, Query(ge=1, le=1_000_000, description="Only the last lines; `Range` then does not count.")
     ] = None,
-    wanted: Annotated[
-        str | None,
-        Header(alias="Range", description="One range of bytes, e.g. `bytes=1000-`, to read on where one stopped."),
-    ] = None,
+    wanted: WantedRange = None,
 ) -> StreamingResponse:
     """All that a rank or the driver wrote so far, or a part of it."""
     path = context.logs.path(job.id, attempt, name)
     if path is None:
         raise ProblemError(HTTPStatus.NOT_FOUND, f"There is no log {name!r} of attempt {attempt}, or not yet.")
-    size_bytes = path.stat().st_size
-    headers = {"Accept-Ranges": "bytes", "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    status, part = HTTPStatus.OK, None
+    part = None
     if tail_lines is not None:
         with path.open("rb") as log:
-            part = range(start_of_last_lines(log, tail_lines), size_bytes)
-    elif (part := byte_range(wanted, size_bytes)) is not None:
-        if not part:
-            detail = f"The log has {size_bytes} bytes; Range = {wanted!r} begins beyond them."
-            unsatisfied = {"Content-Range": f"bytes */{size_bytes}"}
-            raise ProblemError(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail, headers=unsatisfied)
-        status = HTTPStatus.PARTIAL_CONTENT
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size_bytes}"
-    part = range(size_bytes) if part is None else part
-    headers["Content-Length"] = str(len(part))
-    return StreamingResponse(blocks(path, part), status, headers, media_type=f"{TEXT}; charset=utf-8")
+            part = range(start_of_last_lines(log, tail_lines), path.stat().st_size)
+    return file_part(path, wanted, f"{TEXT}; charset=utf-8", {"Cache-Control": "no-cache"}, part)
 
 
 def _check(job: JobRecord, attempt: int, name: str) -> None:

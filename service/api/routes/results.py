@@ -6,13 +6,12 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 
 from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
+from service.api.file_part import WantedRange, file_part
 from service.api.views import model_view
-from service.jobs.records import JobRecord
-from service.results.reader import FoundModel
 from service.schemas import MetricsView, ModelView
 from trainer.run_schema import EVALUATION_DIR, LABEL_NOISE_DIR, EvaluationReport, LabelNoiseRecord
 
@@ -52,31 +51,31 @@ def get_evaluation(job: KnownJob, context: InContext, epoch: Epoch = None) -> Ev
 @router.get("/model", responses=problems(404), summary="Where the model is")
 def get_model(job: KnownJob, context: InContext) -> ModelView:
     """Where the trained weights are: on the storage, in MLflow, and here. A job that was stopped has some, too."""
-    return model_view(job, _model(job, context))
+    found = context.results.model(job.id)
+    if found is None:
+        raise not_there_yet("model", None)
+    return model_view(job, found)
 
 
 @router.get(
     "/model/weights",
-    response_class=FileResponse,
+    response_class=StreamingResponse,
     responses={
         200: {"description": "The file.", "content": {WEIGHTS: {"schema": {"type": "string", "format": "binary"}}}},
-        206: {"description": "A part.", "content": {WEIGHTS: {"schema": {"type": "string", "format": "binary"}}}},
-        **problems(404, 416),
+        206: {
+            "description": "The bytes that `Range` asks for.",
+            "content": {WEIGHTS: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problems(404, 416, 422),
     },
     summary="Fetch the model",
 )
-def get_weights(job: KnownJob, context: InContext) -> FileResponse:
-    """The trained weights, a state dict that `torch.load(…, weights_only=True)` reads; `Range` asks for a part."""
-    found = _model(job, context)
-    headers = {"X-Content-Type-Options": "nosniff"}
-    return FileResponse(found.path, media_type=WEIGHTS, filename=f"{job.id}.pt", headers=headers)
-
-
-def _model(job: JobRecord, context: Context) -> FoundModel:
-    found = context.results.model(job.id)
-    if found is None:
-        raise ProblemError(HTTPStatus.NOT_FOUND, "The model is not there yet.")
-    return found
+def get_weights(job: KnownJob, context: InContext, *, wanted: WantedRange = None) -> StreamingResponse:
+    """The trained weights, a state dict that `torch.load(…, weights_only=True)` reads."""
+    path = context.results.weights(job.id)
+    if path is None:
+        raise not_there_yet("model", None)
+    return file_part(path, wanted, WEIGHTS, {"Content-Disposition": f'attachment; filename="{job.id}.pt"'})
 
 
 def newest_epoch(job_id: str, context: Context, folder: str, suffix: str) -> int | None:

@@ -87,13 +87,14 @@ def things(service: RunningService, manifest: Path) -> dict[str, str]:
         "webhook_id": make("webhooks", {"url": "https://example.org/hook", "states": ["FAILED"]}),
         "attempt": "1",
         "name": "driver",
+        "example_id": "x",
     }
 
 
 def ask(client: httpx.Client, route: Route, things: dict[str, str]) -> httpx.Response:
     path = route.path
-    for name in re.findall(r"{(\w+)}", path):
-        path = path.replace(f"{{{name}}}", things[name])
+    for whole, name in re.findall(r"({(\w+)(?::path)?})", path):
+        path = path.replace(whole, things[name])
     body = {} if route.method in READING | {"DELETE"} else {"json": {}}
     return client.request(route.method, path, **body)
 

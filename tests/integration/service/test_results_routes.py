@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,6 +23,7 @@ from service_stand_ins import RunningService, SubprocessLauncher, running_servic
 from sklearn.datasets import load_digits
 
 from service.client import Client, NotFoundError
+from service.results.export import BusyError, Exports, pieces
 from tests.training import context_for, digits_spec, noisy_digits, train_alone
 from trainer.run_schema import EXAMPLE_COLUMNS, RESULT_FILE
 
@@ -88,8 +90,8 @@ def test_the_picture_of_an_example_is_the_one_that_was_trained_on(trained: Train
     pixels = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"), dtype=np.float64)
     scan = load_digits().images[int(example.example_id.removeprefix("digit-"))]
     assert np.corrcoef(pixels.ravel(), scan.ravel())[0, 1] > 0.99
-    for stranger in ("digit-x", "a/b", "..", "x" * 900):
-        with pytest.raises(NotFoundError):
+    for stranger in ("digit-x", "a/b", "../x", "x" * 900):
+        with pytest.raises(NotFoundError, match="no example"):
             client.picture(trained.job_id, stranger)
 
 
@@ -156,8 +158,13 @@ def test_the_model(trained: Trained, client: Client) -> None:
     assert Path(found.checkpoint).exists()
     state = torch.load(io.BytesIO(content), weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
-    part = trained.service.client.get(found.links.weights, headers={"Range": "bytes=0-3"})
-    assert (part.status_code, part.content) == (206, content[:4])
+    for wanted, status in (("bytes=0-3", 206), (f"bytes={len(content)}-", 416), ("lines=1-2", 200)):
+        part = trained.service.client.get(found.links.weights, headers={"Range": wanted})
+        assert part.status_code == status, wanted
+        if status == 206:
+            assert part.content == content[:4]
+        if status == 416:
+            assert part.headers["content-type"] == "application/problem+json"
 
 
 def test_the_commands(trained: Trained, client: Client, tmp_path: Path) -> None:
@@ -179,6 +186,87 @@ def test_the_commands(trained: Trained, client: Client, tmp_path: Path) -> None:
     code, _, err = hush("examples", trained.job_id, "--output", str(tmp_path / "all.xls"))
     assert (code, "must end in .csv or .parquet" in err) == (2, True)
     assert hush("example", trained.job_id, "digit-x")[0] == 2
+    for command in (("model",), ("example", example.example_id, "--image"), ("examples",)):
+        name, *rest = command
+        option = rest or ["--output"]
+        code, _, err = hush(name, trained.job_id, *option, str(tmp_path / "none" / "a.csv"))
+        assert (code, "there is no folder" in err) == (2, True), command
+
+
+def test_damaged_results_are_said_to_be_damaged(trained: Trained, client: Client) -> None:
+    example = next(client.examples(trained.job_id)).example_id
+    newest = max((trained.run_dir / "examples").glob("*.parquet"))
+    first = newest.with_name("epoch_0001.parquet")
+    evaluation = max((trained.run_dir / "evaluation").glob("*.json"))
+    kept = {path: path.read_bytes() for path in (newest, first, evaluation)}
+    try:
+        first.write_bytes(kept[first][:-20])
+        assert next(entry.epoch for entry in client.example(trained.job_id, example).history) == 2
+        newest.write_bytes(b"")
+        for output in ("json", "csv"):
+            answer = trained.get("examples", format=output)
+            assert answer.status_code == 404
+            assert newest.name in answer.json()["detail"]
+        evaluation.write_text("{}")
+        assert "is damaged" in trained.get("evaluation").json()["detail"]
+        assert client.model(trained.job_id).classes == []
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def test_tables_of_an_older_version_lack_columns(trained: Trained, client: Client) -> None:
+    newest = max((trained.run_dir / "examples").glob("*.parquet"))
+    kept = newest.read_bytes()
+    try:
+        pq.write_table(pq.read_table(newest).drop_columns(["epsilon_training"]), newest)
+        example = next(client.examples(trained.job_id))
+        assert example.epsilon_training is None
+        assert client.example(trained.job_id, example.example_id).history[-1].epsilon_training is None
+        assert client.export_examples(trained.job_id, "csv")
+    finally:
+        newest.write_bytes(kept)
+
+
+def test_a_shard_that_leads_out_of_what_is_allowed(trained: Trained, client: Client, tmp_path: Path) -> None:
+    example = next(client.examples(trained.job_id)).example_id
+    shards = sorted(trained.manifest.parent.rglob("*.tar"))
+    try:
+        for shard in shards:
+            shard.rename(tmp_path / shard.name)
+            shard.symlink_to(tmp_path / shard.name)
+        with pytest.raises(NotFoundError, match="HUSH_ALLOWED_ROOTS"):
+            client.picture(trained.job_id, example)
+    finally:
+        for shard in shards:
+            shard.unlink()
+            (tmp_path / shard.name).rename(shard)
+
+
+def test_few_files_are_made_at_a_time() -> None:
+    exports, table = Exports(), pa.table({"a": [1]})
+
+    def content(depth: int) -> bytes:
+        """Of a file while whose table is read `depth` others are made, one within the other."""
+        made = exports.make(lambda: table if depth == 0 else (content(depth - 1), table)[1], "csv")
+        assert made is not None
+        return b"".join(pieces(made))
+
+    assert content(1) == b'"a"\n1\n'
+    with pytest.raises(BusyError):
+        content(2)
+    assert content(1), "what failed keeps no place"
+
+
+def test_a_model_that_the_journal_does_not_name_is_none(trained: Trained, client: Client) -> None:
+    journal = trained.run_dir / "journal.jsonl"
+    kept = journal.read_bytes()
+    try:
+        journal.write_bytes(b"".join(line for line in kept.splitlines(True) if b"model.pt" not in line))
+        with pytest.raises(NotFoundError, match="not there yet"):
+            client.model(trained.job_id)
+    finally:
+        journal.write_bytes(kept)
 
 
 def test_before_there_is_a_model(trained: Trained, client: Client) -> None:
