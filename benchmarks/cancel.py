@@ -3,10 +3,11 @@
     make bench-cancel
     python -m benchmarks.cancel --rounds 5
 
-Four situations, which take turns in each round; each job is a new one that would train for hours:
+Five situations, which take turns in each round; each job is a new one that would train for hours:
 
 - `training`: a graceful cancel amid an epoch, so that a last checkpoint is written.
-- `now`: the same moment, `{"mode": "now"}`.
+- `recording`: a graceful cancel while label noise is measured, which would take minutes.
+- `now`: as `training`, `{"mode": "now"}`.
 - `starting`: a graceful cancel as soon as the job was handed to Ray, when nobody hears of it yet.
 - `recovering`: a graceful cancel just after its driver was killed.
 
@@ -45,8 +46,13 @@ def main() -> None:
         build(Digits(), folder / "digits", BuildOptions())
         served = stack.enter_context(serving(folder / "home", "--no-warm"))
         job = job_spec(folder / "digits" / "manifest.json", arguments.workers) | {"schedule": {"epochs": 10_000}}
+        slow = job | {
+            "method": {"kind": "ivon", "lr": 0.1},
+            "label_noise": {"num_examples": "all", "num_mc_samples": 1024},
+        }
         situations: dict[str, Callable[[], float]] = {
             "training": lambda: cancel(served, submit(served, job, "RUNNING"), "graceful"),
+            "recording": lambda: cancel(served, submit(served, slow, "RUNNING", "recording"), "graceful"),
             "now": lambda: cancel(served, submit(served, job, "RUNNING"), "now"),
             "starting": lambda: cancel(served, submit(served, job, "STARTING"), "graceful"),
             "recovering": lambda: cancel(served, kill_driver(served, submit(served, job, "RUNNING")), "graceful"),
@@ -59,15 +65,17 @@ def main() -> None:
     tell(times, arguments)
 
 
-def submit(served: Serving, spec: Mapping[str, object], state: str) -> str:
-    """Submit a job and wait until it is in a state: RUNNING, after its second epoch; its id."""
+def submit(served: Serving, spec: Mapping[str, object], state: str, phase: str | None = None) -> str:
+    """Submit a job and wait until it is in a state and phase, or RUNNING and past its first epoch; its id."""
     job_id = str(served.api.post("/api/v1/jobs", json=spec).raise_for_status().json()["id"])
 
     def is_there() -> bool:
         job = look(served, job_id)
-        return job.state == state and (state != "RUNNING" or (job.progress is not None and job.progress.epoch >= 2))
+        if job.state != state or state != "RUNNING":
+            return job.state == state
+        return job.progress is not None and (job.progress.phase == phase if phase else job.progress.epoch >= 2)
 
-    wait_until(is_there, f"job {job_id} is {state}")
+    wait_until(is_there, f"job {job_id} is {phase or state}")
     return job_id
 
 

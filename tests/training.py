@@ -71,6 +71,8 @@ class Watcher:
     """Remembers what it is told, and gives its order after so many reports of an epoch."""
 
     stop_after_epoch: int | None = None
+    stop_in: str | None = None
+    """Stop as soon as this phase has begun."""
     last_order: Order = "stop"
     epochs: list[EpochSummary] = field(default_factory=list)
     before: tuple[EpochSummary, ...] = ()
@@ -79,6 +81,7 @@ class Watcher:
     @property
     def order(self) -> Order:
         is_over = self.stop_after_epoch is not None and len(self.epochs) >= self.stop_after_epoch
+        is_over |= self.stop_in in self.phases
         return self.last_order if is_over else "continue"
 
     def began(self, finished_epochs: tuple[EpochSummary, ...]) -> None:

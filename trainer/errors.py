@@ -1,4 +1,4 @@
-"""What ends a training for good.
+"""What ends a training.
 
 ValueError
 └── SpecRejectedError       the job cannot be trained here: found out before its first step
@@ -6,6 +6,8 @@ RuntimeError
 ├── TrainingFailedError     trying again would end the same way
 │   └── DivergedError       weights or predictions are no longer finite
 └── AbortedError            the service said so; nothing is wrong
+Exception
+└── StopAskedError          ends no training by itself: what is done at an epoch's end is given up, to be done later
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ class SpecRejectedError(ValueError):
 
 class AbortedError(RuntimeError):
     """The service asked this attempt to end at once, without a checkpoint or a result."""
+
+
+class StopAskedError(Exception):
+    """The ranks agreed to stop amid what is done at an epoch's end."""
 
 
 class TrainingFailedError(RuntimeError):

@@ -31,7 +31,7 @@ def evaluate_epoch(run: Run, epoch: int) -> tuple[Evaluation, ...]:
     """Evaluate the splits that are due after this epoch. Called by all ranks; all get the same figures.
 
     By the weights, the posterior mean where there is a posterior, and averaged over weight samples where that is due.
-    DivergedError if a prediction is not finite.
+    DivergedError if a prediction is not finite, StopAskedError if the ranks are asked to stop.
     """
     splits = due_splits(run.data, is_last=epoch == run.spec.schedule.epochs)
     draws = due_draws(run.spec, epoch) if posterior_of(run.learner.optimizer) is not None else ()
@@ -105,6 +105,7 @@ def _evaluate(run: Run, split: Split, draws: tuple[DrawKey, ...]) -> list[Evalua
     run.network.eval()
     try:
         for chunk in chunks(part.loader, device, MAX_CHUNK_BYTES if draws else 0):
+            run.stop_if_asked()
             labels_B = (chunk.clean_labels_B if kind == "clean" else chunk.given_labels_B)[chunk.valid_B]
             logits_BC = _logits(run, chunk.images_BCHW)
             mean.add(logits_BC[chunk.valid_B], labels_B)
@@ -133,6 +134,7 @@ def _sampled_logits(run: Run, images_BCHW: Tensor, draws: tuple[DrawKey, ...]) -
     assert posterior is not None, "only a posterior has samples"
     logits = []
     for draw in draws:
+        run.stop_if_asked()
         with posterior.perturbed(draw):
             logits.append(_logits(run, images_BCHW))
     return logits

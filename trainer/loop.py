@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -11,7 +12,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.pictures.augment import to_model_input
 from data_pipeline.reading.cache import ShardCache
 from trainer import quarantine
-from trainer.errors import diverged
+from trainer.errors import StopAskedError, diverged
 from trainer.evaluate import evaluate_epoch, refresh_statistics
 from trainer.job_data import open_data
 from trainer.optim import num_skipped_steps
@@ -50,11 +51,10 @@ def train(
         run.supervisor.began(finished_epochs(run) if ranks.is_main else ())
         while position.epoch <= run.spec.schedule.epochs:
             train_epoch(run, position)
-            if run.is_over():
+            if run.is_over() or not finish_epoch(run, position):
                 run.pulse.enter("finishing", epoch=position.epoch - 1, step=position.step)  # the service gives it time
                 save_checkpoint(run, position)
                 break
-            finish_epoch(run, position)
         run.pulse.enter("finishing", epoch=position.epoch - 1, step=position.step)
         return finish(run, position)
 
@@ -130,8 +130,43 @@ def training_metrics(run: Run, rate: float) -> dict[str, float]:
     return metrics
 
 
-def finish_epoch(run: Run, position: Position) -> None:
-    """Evaluate, record, publish and checkpoint an epoch whose steps are done, and move on to the next."""
+def finish_epoch(run: Run, position: Position) -> bool:
+    """Evaluate, record, publish and checkpoint an epoch whose steps are done, and move on to the next.
+
+    False if the ranks agreed to stop meanwhile: all is then as before, and is done when the run is taken up again.
+    """
+    meters, record = run.meters.state_dict(), run.record.state_dict()
+    try:
+        end = measure_epoch(run, position)
+    except StopAskedError:
+        run.meters.load_state_dict(meters)
+        run.record.load_state_dict(record)
+        return False
+    quarantine.hold_to_limit(run, position)
+    quarantine.publish(run, position)
+    if run.ranks.is_main:
+        publish_evaluation(run, position, end.evaluations, end.recording)
+        run.folder.log(step=position.step, epoch=position.epoch, metrics=end.metrics)
+    run.learner.target.finish_epoch()
+    run.training_noise.start_epoch()
+    summary = EpochSummary(epoch=position.epoch, metrics=end.metrics)
+    position.epoch, position.batch = position.epoch + 1, 0
+    save_checkpoint(run, position)
+    run.supervisor.epoch_finished(summary)
+    return True
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What was measured at an epoch's end."""
+
+    metrics: dict[str, float]
+    evaluations: tuple[Evaluation, ...]
+    recording: Recording
+
+
+def measure_epoch(run: Run, position: Position) -> EpochEnd:
+    """Sum up the epoch's steps, evaluate and record. StopAskedError if the ranks agreed to stop meanwhile."""
     epoch, step = position.epoch, position.step
     quarantine.hold_to_limit(run, position)
     metrics = training_metrics(run, run.set_learning_rate(step - 1))
@@ -150,16 +185,7 @@ def finish_epoch(run: Run, position: Position) -> None:
         run.pulse.enter("recording", epoch=epoch, step=step)
         recording = record_epoch(run, position, epoch)
         metrics |= recording.metrics
-    quarantine.hold_to_limit(run, position)
-    quarantine.publish(run, position)
-    if run.ranks.is_main:
-        publish_evaluation(run, position, evaluations, recording)
-        run.folder.log(step=step, epoch=epoch, metrics=metrics)
-    run.learner.target.finish_epoch()
-    run.training_noise.start_epoch()
-    position.epoch, position.batch = epoch + 1, 0
-    save_checkpoint(run, position)
-    run.supervisor.epoch_finished(EpochSummary(epoch=epoch, metrics=metrics))
+    return EpochEnd(metrics, evaluations, recording)
 
 
 def publish_evaluation(run: Run, position: Position, evaluations: tuple[Evaluation, ...], recording: Recording) -> None:

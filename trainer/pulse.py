@@ -15,7 +15,7 @@ from trainer.supervisor import ORDERS, Order, Supervisor
 
 REPORT_INTERVAL_S = 1.0
 STOP_CHECK_INTERVAL_S = 0.5
-MAX_STEPS_BETWEEN_CHECKS = 64
+MAX_CALLS_BETWEEN_CHECKS = 64
 
 Phase = Literal["starting", "training", "evaluating", "recording", "finishing"]
 
@@ -32,6 +32,19 @@ class _Since:
         return self.num_images / max(1e-9, now_s - self.time_s)
 
 
+@dataclass(frozen=True)
+class _Check:
+    """When rank 0 was asked last."""
+
+    time_s: float
+    num_calls: int
+
+    def calls_until_next(self, before: _Check) -> int:
+        """As many as there were in STOP_CHECK_INTERVAL_S since the check before."""
+        calls_per_s = (self.num_calls - before.num_calls) / max(1e-9, self.time_s - before.time_s)
+        return min(MAX_CALLS_BETWEEN_CHECKS, max(1, int(STOP_CHECK_INTERVAL_S * calls_per_s)))
+
+
 class Pulse:
     """Progress reports about once a second, and the ranks' agreement to stop at one step."""
 
@@ -43,11 +56,13 @@ class Pulse:
         self._loss: float | None = None
         self._rate: float | None = None
         self._order: Order = "continue"
-        self._next_check = 0
+        self._num_calls = self._next_check = 0
+        self._checked: _Check | None = None
 
     def enter(self, phase: Phase, *, epoch: int, step: int) -> None:
-        """Report that a phase begins; "training" begins the epoch's clock."""
+        """Report that a phase begins; "training" begins the epoch's clock. Called by all ranks."""
         now_s = time.perf_counter()
+        self._next_check, self._checked = 0, None  # what a phase does between two calls takes another time
         if phase == "training":
             self._epoch, self._window = _Since(now_s), _Since(now_s)
             if not self._run.num_steps:
@@ -78,19 +93,20 @@ class Pulse:
         return self._epoch.images_per_s(time.perf_counter())
 
     def agreed_order(self) -> Order:
-        """What all ranks do now; called by all before each step. Once it is to end, it stays so.
+        """What all ranks do now; called by all before each step, and each chunk of an evaluation. Once it is to end, it
+        stays so.
 
-        Rank 0 says what it heard and after how many steps to ask again: asking costs little however short a step.
+        Rank 0 says what it heard and after how many calls to ask again: asking costs little however short a step.
         """
-        if self._order != "continue" or self._run.num_steps < self._next_check:
+        self._num_calls += 1
+        if self._order != "continue" or self._num_calls < self._next_check:
             return self._order
-        elapsed_s = max(1e-9, time.perf_counter() - self._run.time_s)
-        num_steps = int(STOP_CHECK_INTERVAL_S * self._run.num_steps / elapsed_s)
-        interval = min(MAX_STEPS_BETWEEN_CHECKS, max(1, num_steps))
+        now = _Check(time.perf_counter(), self._num_calls)
+        interval = 1 if self._checked is None else now.calls_until_next(self._checked)
         message = self._ranks.broadcast(torch.tensor([ORDERS.index(self._supervisor.order), interval]))
         number, interval = message.tolist()
         self._order = ORDERS[number]
-        self._next_check = self._run.num_steps + interval
+        self._next_check, self._checked = self._num_calls + interval, now
         return self._order
 
     def _report(self, phase: Phase, epoch: int, step: int, now_s: float) -> None:

@@ -38,6 +38,7 @@ def is_due(every_epochs: int, epoch: int, num_epochs: int) -> bool:
 
 def record_epoch(run: Run, position: Position, epoch: int) -> Recording:
     """Measure the tracked examples and publish what came out. Called by all ranks; each measures its share.
+    StopAskedError, before anything is published, if they are asked to stop.
 
     Rows go to rank 0 chunk by chunk: it holds the record, and never all rows at once.
     """
@@ -49,6 +50,7 @@ def record_epoch(run: Run, position: Position, epoch: int) -> Recording:
     run.record.start_epoch()
     num_bad = torch.zeros((), dtype=torch.int64, device=device)
     for chunk in chunks(run.data.tracked.loader, device):
+        run.stop_if_asked()
         measured = _measure(run, chunk, epoch)
         num_bad += _count(measured, chunk, histograms)
         rows = run.ranks.gather_rows(example_rows(chunk.rows_B, chunk.given_labels_B, measured).cpu())
@@ -103,7 +105,8 @@ def _measure(run: Run, chunk: Chunk, epoch: int) -> NoiseEstimate:
         estimator=asked.estimator,
         linearised_by=asked.linearised_by,
     )
-    return estimate(run.network, posterior_of(run.learner.optimizer), chunk.images_BCHW, options)
+    posterior = posterior_of(run.learner.optimizer)
+    return estimate(run.network, posterior, chunk.images_BCHW, options, before_draw=run.stop_if_asked)
 
 
 def _count(measured: NoiseEstimate, chunk: Chunk, histograms: Mapping[Estimator, ClassHistogram]) -> Tensor:

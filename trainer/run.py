@@ -11,7 +11,7 @@ from torch import nn
 
 from data_pipeline.examples import ExampleTable
 from trainer import checkpoint, ddp
-from trainer.errors import AbortedError
+from trainer.errors import AbortedError, StopAskedError
 from trainer.job_data import JobData, tracked_rows
 from trainer.label_noise.record import ExampleRecord
 from trainer.label_noise.training import TrainingNoise
@@ -78,6 +78,11 @@ class Run:
         if order == "abort":
             raise AbortedError("the service has ended this attempt")
         return order == "stop"
+
+    def stop_if_asked(self) -> None:
+        """StopAskedError if the ranks agreed to stop early: for what is done at an epoch's end. Called by all ranks."""
+        if self.is_over():
+            raise StopAskedError
 
     def set_learning_rate(self, step: int) -> float:
         """Give the optimizer the learning rate of a step, and return it."""

@@ -1,6 +1,7 @@
 """One rank of test_per_rank_job: runs jobs one after the other through the trainer, and saves how each ended.
 
-Run as `job_one_rank.py RANK WORLD_SIZE FOLDER`. FOLDER holds jobs.json, a list of (spec, name of the run folder).
+Run as `job_one_rank.py RANK WORLD_SIZE FOLDER`. FOLDER holds jobs.json, a list of (spec, name of the run folder,
+phase in which to stop or null).
 """
 
 import json
@@ -38,8 +39,8 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world_size)
     with joined_ranks(use_gpu=False) as ranks:
-        for spec, name in json.loads((folder / "jobs.json").read_text()):
-            watcher = Watcher()
+        for spec, name, stop_in in json.loads((folder / "jobs.json").read_text()):
+            watcher = Watcher(stop_in=stop_in)
             loop.train(context_for(JobSpec.model_validate(spec), folder / name), ranks, watcher)
             num_epochs_found.append(len(watcher.before))
     torch.save((states, num_epochs_found), folder / f"rank{rank}.pt")

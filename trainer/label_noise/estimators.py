@@ -22,7 +22,7 @@ of bf16 probabilities are rounding), and is left as it was. Probabilities and ε
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -151,9 +151,16 @@ class NoiseEstimate:
 
 
 def estimate(
-    model: nn.Module, posterior: Posterior | None, images_BCHW: Tensor, options: EstimateOptions
+    model: nn.Module,
+    posterior: Posterior | None,
+    images_BCHW: Tensor,
+    options: EstimateOptions,
+    before_draw: Callable[[], None] = lambda: None,
 ) -> NoiseEstimate:
-    """Logits at the mean, and both ε from the same passes: `num_mc_samples` + 1, and those of the jvps."""
+    """Logits at the mean, and both ε from the same passes: `num_mc_samples` + 1, and those of the jvps.
+
+    `before_draw` is called before each draw, and may raise to give up.
+    """
     wants_exact, wants_linearised = options.estimator != "linearised", options.estimator != "exact"
     by_jvp = options.linearised_by == "jvp"
     with _measuring(model, images_BCHW):
@@ -164,6 +171,7 @@ def estimate(
         exact_BC = torch.zeros_like(p_mean_BC)
         linearised_sq_B = torch.zeros_like(p_mean_BC[:, 0])
         for draw in options.draws:
+            before_draw()
             if wants_exact or not by_jvp:
                 plus_BC, minus_BC = _pair(model, posterior, images_BCHW, draw)
                 exact_BC += mean_shift(p_mean_BC, plus_BC, minus_BC)

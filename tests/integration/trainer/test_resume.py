@@ -151,6 +151,22 @@ def test_stopped_run_can_be_taken_up(manifest: Path, through: Path, tmp_path: Pa
     assert_same_run(through, tmp_path / "cut")
 
 
+@pytest.mark.parametrize("phase", ["evaluating", "recording"])
+def test_run_stopped_amid_the_end_of_an_epoch_can_be_taken_up(
+    manifest: Path, through: Path, tmp_path: Path, phase: str
+) -> None:
+    spec = three_epochs(manifest)
+    for cut in ("cut", "again"):  # a second time at the same place, out of the checkpoint of the first
+        context = context_for(spec, tmp_path / cut, resume_dirs=(str(tmp_path / "cut"),))
+        watcher = Watcher(stop_in=phase)
+        stopped = train_alone(context, watcher)
+        assert (stopped.outcome, stopped.num_epochs, watcher.epochs) == ("stopped", 0, [])
+        assert not list((tmp_path / cut).glob("evaluation/*"))
+    context = context_for(spec, tmp_path / "rest", resume_dirs=(str(tmp_path / "again"),))
+    assert train_alone(context).outcome == "succeeded"
+    assert_same_run(through, tmp_path / "rest")
+
+
 def test_aborted_run_leaves_nothing_more_and_can_be_taken_up(manifest: Path, through: Path, tmp_path: Path) -> None:
     spec = three_epochs(manifest)
     with pytest.raises(AbortedError):
