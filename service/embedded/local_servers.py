@@ -74,7 +74,8 @@ def ray_head(temp_dir: Path, token_file: Path, num_cpus: int | None) -> LocalSer
     argv = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--port", "0", "--min-worker-port", "0", "--max-worker-port", "0"),
-        *("--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)),
+        # Said to be included, a dashboard that cannot start ends the head. Else it runs on, and takes no jobs for ever.
+        *("--include-dashboard", "true", "--dashboard-host", LOOPBACK, "--dashboard-port", str(dashboard)),
         *("--dashboard-agent-listen-port", "0", "--ray-client-server-port", str(client_server)),
         *("--num-cpus", str(num_cpus or os.cpu_count() or 1), "--object-store-memory", str(OBJECT_STORE_BYTES)),
         *("--temp-dir", str(temp_dir), "--include-log-monitor", "false", "--no-monitor", "--disable-usage-stats"),
