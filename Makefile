@@ -19,7 +19,8 @@ serve: setup ## Start the service on this machine and leave it running until Ctr
 
 test: setup ## Run all tests: those without servers in two processes, then the others one after the other
 	$(RUN)/pytest -n 2 --dist loadfile -m "not slow"
-	$(RUN)/pytest -m slow
+	$(RUN)/pytest -n 2 --dist loadfile -m slow tests/distributed
+	$(RUN)/pytest -m slow --ignore tests/distributed
 
 test-api: setup ## Hold the running service against its OpenAPI document by thousands of requests (about 5 minutes)
 	$(RUN)/pytest tests/api -s --api-examples 250
