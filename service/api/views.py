@@ -5,20 +5,18 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from service.jobs.records import AttemptRecord, EventRecord, JobRecord
+from service.result_schemas import ExampleLinks, ModelLinks, ModelView
 from service.results.logs import LogFile, Piece
 from service.results.reader import FoundModel
 from service.schemas import (
     API,
     AttemptView,
     EventView,
-    ExampleLinks,
     JobView,
     Links,
     LogLinks,
     LogPiece,
     LogView,
-    ModelLinks,
-    ModelView,
     WebhookData,
     WebhookMessage,
 )

@@ -15,7 +15,8 @@ from rich.text import Text
 from service.cli.screen import duration, examples_table, plain_table
 from service.client import Client
 from service.jobs.states import TERMINAL_STATES, JobState
-from service.schemas import EventView, ExampleView, JobView
+from service.result_schemas import ExampleView
+from service.schemas import EventView, JobView
 from trainer.run_schema import Estimator
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from service.jobs.states import JobState
-from service.schemas import AttemptView, EventView, ExampleEpoch, ExampleSort, ExampleView, JobView, LogView, ModelView
+from service.result_schemas import ExampleEpoch, ExampleSort, ExampleView, ModelView
+from service.schemas import AttemptView, EventView, JobView, LogView
 from trainer.run_schema import EvaluationReport, LabelKind, LabelNoiseRecord, Predictor, Split, evaluation_metric
 
 RICH_DEFAULT_COLUMNS: Final = 80

@@ -16,6 +16,7 @@ from service.client.calls import Call, Pages, Params, Stream
 from service.data_set_schemas import CheckView, DataSetPage, DataSetView
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
+from service.result_schemas import ExampleHistory, ExamplePage, ExampleSort, ExampleView, MetricsView, ModelView
 from service.schemas import (
     API,
     AttemptList,
@@ -26,16 +27,10 @@ from service.schemas import (
     DeliveryView,
     EventPage,
     EventView,
-    ExampleHistory,
-    ExamplePage,
-    ExampleSort,
-    ExampleView,
     JobPage,
     JobView,
     LogPiece,
     LogView,
-    MetricsView,
-    ModelView,
     NewTokenView,
     TokenPage,
     TokenView,

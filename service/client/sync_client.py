@@ -20,19 +20,15 @@ from service.client.routes import FIRST_RANK, Happening
 from service.data_set_schemas import CheckView, DataSetView
 from service.jobs.records import CancelMode
 from service.jobs.states import JobState
+from service.result_schemas import ExampleHistory, ExampleSort, ExampleView, MetricsView, ModelView
 from service.schemas import (
     AttemptView,
     CreatedWebhook,
     DeliveryView,
     EventView,
-    ExampleHistory,
-    ExampleSort,
-    ExampleView,
     JobView,
     LogPiece,
     LogView,
-    MetricsView,
-    ModelView,
     NewTokenView,
     TokenView,
     WebhookView,

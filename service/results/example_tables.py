@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from service.schemas import ExampleSort, ExampleView
+from service.result_schemas import ExampleSort, ExampleView
 from trainer.run_schema import EXAMPLE_COLUMNS
 
 LABEL_KINDS = ("given", "clean", "predicted")

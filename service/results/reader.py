@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from service.cluster.attempts import AttemptFolders
+from service.result_schemas import ExampleEpoch, MetricPoint, MetricSeries, MetricsView
 from service.results.example_tables import (
     ExampleQuery,
     ExampleSlice,
@@ -22,7 +23,6 @@ from service.results.example_tables import (
     read_slice,
 )
 from service.results.headlines import Headlines
-from service.schemas import ExampleEpoch, MetricPoint, MetricSeries, MetricsView
 from trainer.run_schema import (
     CHECKPOINTS_DIR,
     EVALUATION_DIR,

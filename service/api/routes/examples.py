@@ -18,10 +18,10 @@ from service.api.errors import ProblemError, away, problems
 from service.api.routes.results import Epoch, newest_epoch, not_there_yet
 from service.api.views import example_links
 from service.jobs.records import JobRecord
+from service.result_schemas import ExampleHistory, ExamplePage, ExampleSort
 from service.results.example_tables import ExampleQuery
 from service.results.export import BusyError, pieces
 from service.results.pictures import MEDIA_TYPES
-from service.schemas import ExampleHistory, ExamplePage, ExampleSort
 from trainer.run_schema import EXAMPLES_DIR
 
 router = APIRouter(prefix="/jobs/{job_id}/examples", tags=["results"])

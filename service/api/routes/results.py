@@ -12,7 +12,7 @@ from service.api.context import Context, InContext, KnownJob
 from service.api.errors import ProblemError, problems
 from service.api.file_part import WantedRange, file_part
 from service.api.views import model_view
-from service.schemas import MetricsView, ModelView
+from service.result_schemas import MetricsView, ModelView
 from trainer.run_schema import EVALUATION_DIR, LABEL_NOISE_DIR, EvaluationReport, LabelNoiseRecord
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["results"])

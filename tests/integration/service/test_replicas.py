@@ -1,7 +1,8 @@
 """Several processes on one database: one leads, another takes over, and one that has slept through that does no harm.
 
 Each is a Reconciler of its own on connections of its own. The cluster they share is a stand-in that writes down what it
-is asked; the clock is given, except where threads race.
+is asked; the clock is given, except where threads race. Over 400 lines, as all of it is about what one leader after
+another does to the same few jobs on that cluster.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from service.cluster.attempts import AttemptFolders
+from service.result_schemas import ExampleSort, ExampleView
 from service.results.example_tables import ExampleQuery
 from service.results.reader import Results
-from service.schemas import ExampleSort, ExampleView
 from trainer.calibration import PredictionCounts
 from trainer.run_schema import EXAMPLE_COLUMNS, EvaluationReport, LabelNoiseRecord
 

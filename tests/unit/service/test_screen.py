@@ -11,7 +11,7 @@ from rich.console import Console
 
 from service.cli.demo_report import DemoReport, half_blocks, print_report
 from service.cli.screen import console, duration, epoch_figures, example_sort, plain_table
-from service.schemas import ExampleView
+from service.result_schemas import ExampleView
 
 SUSPECT = {
     "example_id": "digit-0001",
