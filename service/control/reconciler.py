@@ -77,6 +77,7 @@ once. One that is missed is told when it comes to the front."""
 MAX_OVERDUE = 100
 
 MAX_RECOVERING = 1000
+"""Jobs that recover of which each look asks whether the cluster has any place for them."""
 
 _Answer = TypeVar("_Answer")
 

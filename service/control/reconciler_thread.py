@@ -18,6 +18,7 @@ MIN_GAP_S = 5.0
 """A gap between two looks that is shorter than this is none, however little patience is asked for."""
 
 KEEPER_ENDS_S = 5.0
+"""How long the end waits for the thread that keeps the lease."""
 
 MAX_LOOK_S = 600.0
 """The lease is kept for a look no longer than this: one that hangs must not keep others from taking over."""
