@@ -93,8 +93,8 @@ class Pulse:
         return self._epoch.images_per_s(time.perf_counter())
 
     def agreed_order(self) -> Order:
-        """What all ranks do now; called by all before each step, and each chunk of an evaluation. Once it is to end, it
-        stays so.
+        """What all ranks do now; called by all before each step, and before each chunk and weight sample at an epoch's
+        end. Once it is to end, it stays so.
 
         Rank 0 says what it heard and after how many calls to ask again: asking costs little however short a step.
         """
