@@ -146,6 +146,10 @@ class Results:
             return None
         path, epoch = found
         try:
+            size_bytes = path.stat().st_size
+        except FileNotFoundError:  # the run was taken up again just now
+            return None
+        try:
             result = AttemptResult.model_validate_json(path.with_name(RESULT_FILE).read_bytes())
         except (OSError, ValidationError):
             result = None
@@ -153,7 +157,7 @@ class Results:
         return FoundModel(
             attempt=int(path.parent.name.rpartition("-")[2]),
             path=path,
-            size_bytes=path.stat().st_size,
+            size_bytes=size_bytes,
             epoch=epoch,
             classes=self._classes(job_id),
             sha256=None if result is None else result.files.get(MODEL_FILE),

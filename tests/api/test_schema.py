@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from sample_data import build_digits
 from service_stand_ins import RunningService, SubprocessLauncher, running_service, spec_json
 
 from tests.api.schema_run import Known, run_schemathesis
-from tests.training import context_for, digits_spec, noisy_digits, train_alone
+from tests.trained_job import leave_results
+from tests.training import noisy_digits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -28,11 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningS
         with running_service(folder / "home", launcher, allowed_roots=(folder,)) as running:
             job = running.submit(manifest)
             running.wait_for(job["id"], "SUCCEEDED")
-            attempt = running.settings.storage_dir / "jobs" / job["id"] / "attempt-1"
-            trained = folder / "trained"
-            trained.mkdir()
-            train_alone(context_for(digits_spec(noisy_digits(folder / "noisy")), trained))
-            shutil.copytree(trained, attempt, dirs_exist_ok=True)
+            leave_results(running, job["id"], noisy_digits(folder / "noisy"), folder / "trained")
             example = running.client.get(f"/api/v1/jobs/{job['id']}/examples").json()["items"][0]["example_id"]
             body = {"name": "study", "base": spec_json(manifest), "grid": {"seed": [0, 1]}}
             study = running.client.post("/api/v1/studies", json=body).json()

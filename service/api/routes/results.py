@@ -75,7 +75,11 @@ def get_weights(job: KnownJob, context: InContext, *, wanted: WantedRange = None
     path = context.results.weights(job.id)
     if path is None:
         raise not_there_yet("model", None)
-    return file_part(path, wanted, WEIGHTS, {"Content-Disposition": f'attachment; filename="{job.id}.pt"'})
+    headers = {"Content-Disposition": f'attachment; filename="{job.id}.pt"'}
+    try:
+        return file_part(path, wanted, WEIGHTS, headers)
+    except FileNotFoundError:  # the run was taken up again just now
+        raise not_there_yet("model", None) from None
 
 
 def newest_epoch(job_id: str, context: Context, folder: str, suffix: str) -> int | None:

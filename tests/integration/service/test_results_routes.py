@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from sklearn.datasets import load_digits
 
 from service.client import Client, NotFoundError
 from service.results.export import BusyError, Exports, pieces
-from tests.training import context_for, digits_spec, noisy_digits, train_alone
+from tests.trained_job import leave_results
+from tests.training import noisy_digits
 from trainer.run_schema import EXAMPLE_COLUMNS, RESULT_FILE
 
 pytestmark = pytest.mark.slow
@@ -52,11 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         with running_service(folder / "home", launcher, allowed_roots=(folder,)) as service:
             job = service.submit(manifest)
             service.wait_for(job["id"], "SUCCEEDED")
-            attempt = service.settings.storage_dir / "jobs" / job["id"] / "attempt-1"
-            run_dir = folder / "trained"
-            run_dir.mkdir()
-            train_alone(context_for(digits_spec(manifest), run_dir))
-            shutil.copytree(run_dir, attempt, dirs_exist_ok=True)
+            attempt = leave_results(service, job["id"], manifest, folder / "trained")
             yield Trained(service, job["id"], manifest, attempt)
     finally:
         launcher.lose_everything()
